@@ -1,0 +1,66 @@
+"""Vector-quantized autoencoders: quantizers whose gradients can be trusted, and a VQ-VAE from one command.
+
+Importing ``vqkit`` imports no framework; each name below is loaded when it is first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from vqkit.codebooks import EMA as EMA
+    from vqkit.codebooks import Frozen as Frozen
+    from vqkit.codebooks import Given as Given
+    from vqkit.codebooks import Gradient as Gradient
+    from vqkit.codebooks import KMeans as KMeans
+    from vqkit.codebooks import NoRevival as NoRevival
+    from vqkit.codebooks import Normal as Normal
+    from vqkit.codebooks import Reseed as Reseed
+    from vqkit.codebooks import Uniform as Uniform
+    from vqkit.codebooks import Usage as Usage
+    from vqkit.functional.estimators import RotationTrick as RotationTrick
+    from vqkit.functional.estimators import StraightThrough as StraightThrough
+    from vqkit.models import VQVAE as VQVAE
+    from vqkit.quantizers import ChannelsFirst as ChannelsFirst
+    from vqkit.quantizers import Losses as Losses
+    from vqkit.quantizers import Quantized as Quantized
+    from vqkit.quantizers import Quantizer as Quantizer
+    from vqkit.quantizers import VectorQuantizer as VectorQuantizer
+    from vqkit.quantizers import attach as attach
+    from vqkit.quantizers import start as start
+    from vqkit.quantizers import step as step
+    from vqkit.training import Config as Config
+    from vqkit.training import train as train
+
+_HOMES = {
+    "vqkit.codebooks": (
+        ("EMA", "Frozen", "Given", "Gradient", "KMeans", "NoRevival", "Normal", "Reseed", "Uniform", "Usage")
+    ),
+    "vqkit.functional.estimators": ("RotationTrick", "StraightThrough"),
+    "vqkit.quantizers": (
+        ("ChannelsFirst", "Losses", "Quantized", "Quantizer", "VectorQuantizer", "attach", "start", "step")
+    ),
+    "vqkit.models": ("VQVAE",),
+    "vqkit.training": ("Config", "train"),
+}
+_HOME = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = ["__version__", *_HOME]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'vqkit' has no attribute {name!r}")
+    try:
+        return getattr(import_module(_HOME[name]), name)
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        raise ImportError(f"vqkit.{name} needs PyTorch: pip install 'vqkit[torch]'") from error
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,24 @@
+"""How a table of codes starts, learns and revives; usage."""
+
+from vqkit.codebooks.revival import NoRevival, Reseed, Revival
+from vqkit.codebooks.starts import DataFreeStart, DataStart, Given, KMeans, Normal, Start, Uniform
+from vqkit.codebooks.updates import EMA, Frozen, Gradient, Update
+from vqkit.codebooks.usage import Usage
+
+__all__ = [
+    "EMA",
+    "DataFreeStart",
+    "DataStart",
+    "Frozen",
+    "Given",
+    "Gradient",
+    "KMeans",
+    "NoRevival",
+    "Normal",
+    "Reseed",
+    "Revival",
+    "Start",
+    "Uniform",
+    "Update",
+    "Usage",
+]

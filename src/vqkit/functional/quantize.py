@@ -1,0 +1,148 @@
+"""One autograd function: the codes, both losses, and in backward what the codebook learns from.
+
+An EMA codebook learns once per optimizer step from sums over the batch, as a weight learns from ``.grad``. So its
+statistics are made the gradient of a leaf: whatever fills a ``.grad`` (one backward pass, micro-batches added up,
+recomputation under checkpointing once) fills them, and nothing else does.
+
+Suffixes: N vectors, K codes, D dimensions, S sampled vectors.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float, Int
+
+    from vqkit.functional.estimators import Estimator
+
+
+def quantize(
+    z: Float[Tensor, "n dim"],
+    codebook: Float[Tensor, "codes dim"],
+    indices: Int[Tensor, " n"],
+    estimator: Estimator,
+    beta: float,
+    mask: Bool[Tensor, " n"] | None = None,
+    statistics_leaf: Float[Tensor, " size"] | None = None,
+    sample_leaf: Float[Tensor, "sample dim"] | None = None,
+    sampled: Float[Tensor, "sample dim"] | None = None,
+) -> tuple[Float[Tensor, "n dim"], Float[Tensor, ""], Float[Tensor, ""]]:
+    """``z_q``, the codebook loss and the commitment loss (van den Oord et al. 2017, eq. 2 and 3).
+
+    ``codebook = 1/(N D) sum (sg[z_e] - e)^2``, ``commitment = beta/(N D) sum (z_e - sg[e])^2`` over the N vectors that
+    ``mask`` leaves. The derivative of z_q by z is the estimator's; by the codebook it is zero.
+    The codebook loss is differentiable where the codebook is.
+
+    In backward ``statistics_leaf`` receives ``statistics_of`` the batch as its gradient, its size saying whether sums
+    are wanted, and ``sample_leaf`` receives ``sampled``.
+    """
+    if mask is not None:
+        z = torch.where(mask[:, None], z, 0)  # a padded position may hold anything, NaN too
+    z_q, codebook_loss, commitment, _ = _Quantize.apply(
+        z, codebook, statistics_leaf, sample_leaf, indices, sampled, mask, estimator, beta
+    )
+    return z_q, codebook_loss, commitment
+
+
+def statistics_of(
+    residual: Float[Tensor, "n dim"],
+    indices: Int[Tensor, " n"],
+    mask: Bool[Tensor, " n"] | None,
+    codes: int,
+    size: int,
+) -> Float[Tensor, " size"]:
+    """``[vectors that are not finite, counts, sums of residuals z - e]``, flat; sums only where ``size`` has room.
+
+    A vector that is not finite is counted in the first entry and nowhere else.
+    """
+    flat = residual.new_zeros(size)
+    if residual.device.type != "cpu":  # on the CPU the search has raised
+        mask = _without_faults(flat, residual, mask)
+    if mask is not None:
+        residual = torch.where(mask[:, None], residual, 0)
+    ones = residual.new_ones(len(indices)) if mask is None else mask.to(residual.dtype)
+    flat[1 : 1 + codes].index_add_(0, indices, ones)
+    if size > 1 + codes:
+        flat[1 + codes :].view(codes, -1).index_add_(0, indices, residual)
+    return flat
+
+
+def _without_faults(flat: Tensor, residual_ND: Tensor, mask_N: Tensor | None) -> Tensor:
+    finite_N = torch.isfinite(residual_ND).all(1)
+    faulty_N = ~finite_N if mask_N is None else ~finite_N & mask_N
+    flat[0] = faulty_N.sum()
+    return finite_N if mask_N is None else finite_N & mask_N
+
+
+class _Quantize(torch.autograd.Function):
+    """Keeps indices and the residual z - e, never the codebook: a step between forward and backward is no error."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        z_ND: Tensor,
+        codebook_KD: Tensor,
+        statistics: Tensor | None,
+        sample_SD: Tensor | None,
+        indices_N: Tensor,
+        sampled_SD: Tensor | None,
+        mask_N: Tensor | None,
+        estimator: Estimator,
+        beta: float,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
+        e_ND = codebook_KD.index_select(0, indices_N)
+        if mask_N is not None:
+            e_ND = torch.where(mask_N[:, None], e_ND, 0)
+        if z_ND.device.type != "cpu":  # where the search cannot raise, NaN shows the fault to a gradient scaler
+            e_ND = torch.where(torch.isfinite(z_ND).all(1, keepdim=True), e_ND, torch.nan)
+        wide = torch.promote_types(torch.promote_types(z_ND.dtype, codebook_KD.dtype), torch.float32)
+        residual_ND = z_ND.to(wide) - e_ND
+        if mask_N is None:
+            ctx.scale = 1.0 / max(z_ND.numel(), 1)
+        else:
+            ctx.scale = 1.0 / (mask_N.sum() * z_ND.shape[1]).clamp(min=1)
+        mean = residual_ND.square().sum() * ctx.scale
+        commitment = mean * beta
+        z_q_ND = e_ND.to(z_ND.dtype)
+        ctx.estimator, ctx.beta, ctx.codes = estimator, beta, len(codebook_KD)
+        ctx.size = 0 if statistics is None else statistics.numel()
+        ctx.z_dtype, ctx.codebook_dtype = z_ND.dtype, codebook_KD.dtype
+        points = (z_ND, z_q_ND) if estimator.needs_points else (None, None)
+        ctx.save_for_backward(indices_N, mask_N, residual_ND, sampled_SD, *points)
+        if not codebook_KD.requires_grad:
+            ctx.mark_non_differentiable(mean)
+        return z_q_ND, mean, commitment, residual_ND
+
+    @staticmethod
+    def backward(ctx: Any, g_q: Tensor, g_codebook: Tensor, g_commitment: Tensor, g_residual: Tensor) -> tuple:
+        """The residual is an output too, so that a second derivative through the losses is right."""
+        indices_N, mask_N, residual_ND, sampled_SD, z_ND, z_q_ND = ctx.saved_tensors
+        needs_z, needs_codebook, needs_statistics, needs_sample = ctx.needs_input_grad[:4]
+        g_z = g_e = statistics = None
+        if needs_z:
+            if g_q is not None:
+                g_z = ctx.estimator.pull_back(g_q, z_ND, z_q_ND)
+            if g_commitment is not None:
+                tied = residual_ND * (g_commitment * (2 * ctx.beta * ctx.scale))
+                g_z = tied if g_z is None else g_z + tied
+            if g_residual is not None:
+                g_z = g_residual if g_z is None else g_z + g_residual
+            if g_z is not None:
+                g_z = g_z.to(ctx.z_dtype)
+        if needs_statistics:
+            flat = statistics_of(residual_ND.detach(), indices_N, mask_N, ctx.codes, ctx.size)
+            statistics = flat.to(ctx.codebook_dtype)
+        if needs_codebook and (g_codebook is not None or g_residual is not None):
+            g_e = residual_ND.new_zeros(ctx.codes, residual_ND.shape[1])
+            if g_codebook is not None:
+                g_e = g_e.index_add(0, indices_N, residual_ND) * (g_codebook * (-2 * ctx.scale))
+            if g_residual is not None:
+                g_e = g_e.index_add(0, indices_N, -g_residual)
+            g_e = g_e.to(ctx.codebook_dtype)
+        sample = sampled_SD if needs_sample else None
+        return g_z, g_e, statistics, sample, None, None, None, None, None

@@ -1,0 +1,317 @@
+"""The vector quantizer: each vector is replaced by the nearest row of a learned codebook."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from vqkit.codebooks.revival import NoRevival, Revival
+from vqkit.codebooks.starts import DataStart, Start, Uniform
+from vqkit.codebooks.updates import Frozen, Gradient, Update
+from vqkit.functional.estimators import Estimator, StraightThrough
+from vqkit.functional.lookup import look_up
+from vqkit.functional.quantize import quantize, statistics_of
+from vqkit.functional.sampling import sample_rows
+from vqkit.functional.search import nearest_codes
+from vqkit.quantizers.base import Losses, Quantized, Quantizer
+from vqkit.quantizers.collector import Collector, Statistics
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float, Int
+
+_USAGE_DECAY = 0.99
+_LOW = (torch.float16, torch.bfloat16)
+
+
+class VectorQuantizer(Quantizer):
+    """``z_q(x) = e_k``, ``k = argmin_j |z_e(x) - e_j|^2`` (van den Oord et al. 2017, eq. 1 and 2).
+
+    ``losses.codebook = 1/(N D) sum (sg[z_e] - e)^2`` and ``losses.commitment = commitment/(N D) sum (z_e - sg[e])^2``
+    (eq. 3) over the N unmasked vectors. The gradient of z_q reaches z by the estimator, and the codebook never.
+
+    With the defaults the codebook learns by its loss alone. ``EMA``, a start from data and revival learn in
+    ``vqkit.step(model)`` after the optimizer's step; ``vqkit.attach(optimizer, model)``, called once, sees to it. The
+    statistics they learn from are collected by backward passes in training mode, as gradients are.
+
+    Args:
+        dim: length of a vector.
+        codebook_size: number of codes, K.
+        update: how the codebook learns: ``Gradient()``, ``EMA(decay)`` or ``Frozen()``.
+        estimator: what gradient z gets from z_q: ``StraightThrough()`` or ``RotationTrick()``.
+        commitment: beta, the weight of the commitment loss.
+        start: where the codes begin: ``Uniform()``, ``Normal()``, ``Given(array)`` or ``KMeans()``.
+        revival: what happens to codes that are no longer chosen: ``NoRevival()`` or ``Reseed()``.
+        seed: of everything drawn at random; None draws it from PyTorch's generator.
+
+    State: ``codebook`` (K, D); ``n`` (K,), its average vectors per step under EMA; ``usage`` (K,), counts that decay
+    by 0.99 a step; ``idle`` (K,), tokens since a code was chosen; ``step``, ``seed``, ``started``. What learns stays
+    float32 under ``.half()`` and ``.bfloat16()``.
+
+    Raises:
+        ValueError: an argument out of range, or a start whose codes do not fit.
+
+    >>> vq = VectorQuantizer(dim=4, codebook_size=16)
+    >>> z_q, indices, losses = vq(torch.randn(2, 10, 4))
+    >>> z_q.shape, indices.shape, losses.total.shape
+    (torch.Size([2, 10, 4]), torch.Size([2, 10]), torch.Size([]))
+    """
+
+    codebook: Tensor
+    n: Tensor
+    usage: Tensor
+    idle: Tensor
+    steps: Tensor
+    seed: Tensor
+    started: Tensor
+
+    def __init__(
+        self,
+        dim: int,
+        codebook_size: int,
+        *,
+        update: Update = Gradient(),
+        estimator: Estimator = StraightThrough(),
+        commitment: float = 0.25,
+        start: Start = Uniform(),
+        revival: Revival = NoRevival(),
+        seed: int | None = None,
+    ) -> None:
+        super().__init__()
+        for name, size in (("dim", dim), ("codebook_size", codebook_size)):
+            if size < 1:
+                raise ValueError(f"{name} is {size}; it must be at least 1.")
+        if not 0 <= commitment < float("inf"):
+            raise ValueError(f"commitment is {commitment}; it must be finite and not negative, for example 0.25.")
+        self.dim, self.codebook_size, self.commitment = dim, codebook_size, commitment
+        self.update, self.estimator, self.start, self.revival = update, estimator, start, revival
+        self.attachment: object | None = None
+
+        drawn = torch.randint(2**62, ()) if seed is None else torch.tensor(seed, dtype=torch.int64)
+        self.register_buffer("seed", drawn)
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+        if isinstance(start, DataStart):
+            codebook, n = torch.zeros(codebook_size, dim), torch.zeros(codebook_size)
+        else:
+            codebook, n = start.codebook(codebook_size, dim, self._generator())
+        if update.by_gradient:
+            self.codebook = nn.Parameter(codebook)
+        else:
+            self.register_buffer("codebook", codebook)
+        self.register_buffer("n", n)
+        self.register_buffer("usage", torch.zeros_like(n))
+        self.register_buffer("idle", torch.zeros(codebook_size, dtype=torch.int64))
+        self.register_buffer("started", torch.tensor(not isinstance(start, DataStart)))
+        self.register_load_state_dict_post_hook(_prepare_after_load)
+        self._prepare()
+
+    # --- what users call ------------------------------------------------------------------------------------------
+
+    def forward(self, z: Float[Tensor, "... dim"], mask: Bool[Tensor, "..."] | None = None) -> Quantized:
+        """``Quantized(z_q, indices, losses)``; in training mode backward then collects statistics.
+
+        Raises:
+            ValueError: z or mask of a wrong shape or dtype; on the CPU, NaN or infinity in an unmasked vector.
+        """
+        z_ND, mask_N = self._flat(z, mask)
+        codebook_KD, statistics_leaf, sample_leaf, sampled = self.codebook, None, None, None
+        if self.pending:
+            if self.training:  # until it starts, no gradient may move the codebook: one that moved counts as set
+                codebook_KD = codebook_KD * 0 + codebook_KD.detach()
+            else:
+                self._require_start()
+        searched_ND = z_ND if mask_N is None else torch.where(mask_N[:, None], z_ND, 0)
+        indices_N = nearest_codes(searched_ND, codebook_KD)
+        if self.training and torch.is_grad_enabled():
+            statistics_leaf, sample_leaf = self.collector.statistics, self.collector.sample
+            sampled = self._sample(z_ND, mask_N)
+        z_q, codebook_loss, commitment = quantize(
+            *(z_ND, codebook_KD, indices_N, self.estimator, self.commitment),
+            *(mask_N, statistics_leaf, sample_leaf, sampled),
+        )
+        total = codebook_loss + commitment if self.update.by_gradient else commitment
+        if mask_N is not None:
+            indices_N = torch.where(mask_N, indices_N, -1)
+        return Quantized(
+            z_q.reshape(z.shape), indices_N.reshape(z.shape[:-1]), Losses(codebook_loss, commitment, total)
+        )
+
+    def encode(self, z: Float[Tensor, "... dim"], mask: Bool[Tensor, "..."] | None = None) -> Int[Tensor, "..."]:
+        """The index of the nearest code for each vector; -1 where ``mask`` is False."""
+        z_ND, mask_N = self._flat(z, mask)
+        self._require_start()
+        if mask_N is None:
+            return nearest_codes(z_ND, self.codebook).reshape(z.shape[:-1])
+        indices_N = nearest_codes(torch.where(mask_N[:, None], z_ND, 0), self.codebook)
+        return torch.where(mask_N, indices_N, -1).reshape(z.shape[:-1])
+
+    def decode(self, indices: Int[Tensor, "..."], dtype: torch.dtype | None = None) -> Float[Tensor, "... dim"]:
+        """The codes that ``indices`` name, in the codebook's dtype or in ``dtype``; zeros where an index is -1.
+
+        Raises:
+            ValueError: an index outside -1..K-1.
+        """
+        return look_up(self.codebook, indices).to(dtype or self.codebook.dtype)
+
+    @torch.no_grad()
+    def observe(self, z: Float[Tensor, "... dim"], mask: Bool[Tensor, "..."] | None = None) -> None:
+        """Collects statistics of z without a backward pass, for a codebook fitted to fixed vectors.
+
+        >>> import vqkit
+        >>> vq = vqkit.VectorQuantizer(dim=2, codebook_size=8, update=vqkit.EMA(), start=vqkit.KMeans())
+        >>> for batch in torch.randn(20, 64, 2):
+        ...     vq.observe(batch)
+        ...     vqkit.step(vq)
+        """
+        z_ND, mask_N = self._flat(z, mask)
+        searched_ND = z_ND if mask_N is None else torch.where(mask_N[:, None], z_ND, 0)
+        indices_N = nearest_codes(searched_ND, self.codebook)
+        residual_ND = searched_ND.to(self.codebook.dtype) - self.codebook[indices_N]
+        leaf = self.collector.statistics
+        flat = statistics_of(residual_ND, indices_N, mask_N, self.codebook_size, leaf.numel())
+        self.collector.add(flat.to(leaf.dtype), self._sample(z_ND, mask_N))
+
+    @torch.no_grad()
+    def set_codebook(self, codes: Float[Tensor, "codes dim"]) -> None:
+        """Replaces every code; a start from data that was still to come does not come any more."""
+        if tuple(codes.shape) != (self.codebook_size, self.dim):
+            raise ValueError(
+                f"codes has shape {tuple(codes.shape)}; it must be {(self.codebook_size, self.dim)}, as the codebook."
+            )
+        if not bool(torch.isfinite(codes).all()):
+            raise ValueError("codes holds NaN or infinity; every code must be finite.")
+        self.codebook.copy_(codes)
+        self.started.fill_(True)
+        self._prepare()
+
+    def extra_repr(self) -> str:
+        return (
+            f"dim={self.dim}, codebook_size={self.codebook_size}, update={self.update}, estimator={self.estimator}, "
+            f"commitment={self.commitment}, start={type(self.start).__name__}, revival={self.revival}"
+        )
+
+    # --- learning: called by vqkit.step ---------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def learn(self, statistics: Statistics) -> Tensor:
+        """Applies what was collected, once per optimizer step; the rows that were revived (or started)."""
+        tokens = statistics.counts.sum()
+        revived = torch.empty(0, dtype=torch.int64, device=self.codebook.device)
+        if not bool(tokens > 0):
+            return revived
+        if self.pending:
+            if not bool(self.codebook.any()):
+                self.start_from(statistics.sample, float(tokens))
+                return torch.arange(self.codebook_size, device=self.codebook.device)
+            self.started.fill_(True)  # it was set from outside
+        else:
+            codebook, n = self.update.step(self.codebook, self.n, statistics.counts, statistics.sums)
+            if self.update.needs_sums:
+                self.codebook.copy_(codebook)
+                self.n.copy_(n)
+            self.idle.add_(tokens.to(torch.int64)).masked_fill_(statistics.counts > 0, 0)
+            self.usage.mul_(_USAGE_DECAY).add_(statistics.counts)
+            revived = self.revival.dead(self.idle)[: len(statistics.sample)]
+            if len(revived):
+                self.codebook[revived] = statistics.sample[: len(revived)]
+                self.n[revived], self.idle[revived] = 0, 0
+        self._next_step()
+        return revived
+
+    @torch.no_grad()
+    def start_from(self, vectors: Float[Tensor, "n dim"], tokens_per_step: float) -> None:
+        """Starts the codebook from encoder outputs."""
+        if not isinstance(self.start, DataStart) or bool(self.started):
+            return
+        if len(vectors):
+            codebook, n = self.start.from_vectors(vectors, self.codebook_size, self._generator())
+            self.codebook.copy_(codebook)
+            self.n.copy_(n * (tokens_per_step / len(vectors)))
+            self.started.fill_(True)
+            self._next_step()
+
+    # --- private --------------------------------------------------------------------------------------------------
+
+    def _flat(self, z: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """(..., dim) to (N, dim), after a look at shapes and dtypes."""
+        if z.ndim == 0 or z.shape[-1] != self.dim:
+            fix = (
+                "the channels come first here: wrap the quantizer, vqkit.ChannelsFirst(vq)"
+                if z.ndim > 2 and z.shape[1] == self.dim
+                else f"move the axis of length {self.dim} to the end, or set dim={z.shape[-1] if z.ndim else 1}"
+            )
+            raise ValueError(f"z has shape {tuple(z.shape)}; its last axis must be dim={self.dim} long: {fix}.")
+        if not z.is_floating_point():
+            raise ValueError(f"z has dtype {z.dtype}; it must be floating: convert it with z.float().")
+        if mask is None:
+            return z.reshape(-1, self.dim), None
+        if mask.shape != z.shape[:-1] or mask.dtype != torch.bool:
+            raise ValueError(
+                f"mask has shape {tuple(mask.shape)} and dtype {mask.dtype}; for z of shape {tuple(z.shape)} it must "
+                f"be {tuple(z.shape[:-1])} and torch.bool, True where a vector counts."
+            )
+        return z.reshape(-1, self.dim), mask.reshape(-1)
+
+    def _sample(self, z_ND: Tensor, mask_N: Tensor | None) -> Tensor | None:
+        leaf = self.collector.sample
+        if leaf is None:
+            return None
+        rows = z_ND.detach().to(self.codebook.dtype)
+        if mask_N is not None:
+            rows = torch.where(mask_N[:, None], rows, torch.nan)  # the sample passes over what is not finite
+        return sample_rows(rows, self.collector.key, len(leaf))
+
+    def _require_start(self) -> None:
+        if self.pending and not bool(self.codebook.any()):
+            raise ValueError(
+                f"the codebook has not started: {type(self.start).__name__}() needs encoder outputs. Call "
+                "vqkit.start(model, batches) first, or take one training step followed by vqkit.step(model)."
+            )
+
+    def _generator(self) -> torch.Generator:
+        """Randomness is a function of (seed, steps), so that ranks agree and a resumed run repeats itself."""
+        return torch.Generator().manual_seed((int(self.seed) * 1_000_003 + int(self.steps)) % 2**63)
+
+    def _next_step(self) -> None:
+        self.steps.add_(1)
+        if self.pending:
+            self._prepare()  # from now on another number of vectors is sampled
+        self.collector.key.copy_(_key(self.seed, self.steps))
+
+    def _prepare(self) -> None:
+        """Makes the leaves anew: after a start, a load, a move. What they had collected is dropped."""
+        self.pending = isinstance(self.start, DataStart) and not bool(self.started)
+        wanted = self.start if isinstance(self.start, DataStart) and self.pending else self.revival
+        vectors = wanted.vectors(self.codebook_size)
+        needs_step = self.update.needs_sums or vectors > 0
+        key = _key(self.seed, self.steps)
+        self.collector = Collector(self.codebook, self.update.needs_sums, vectors, key, needs_step)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> VectorQuantizer:
+        learns = not isinstance(self.update, Frozen)
+
+        def keep_float32(tensor: Tensor) -> Tensor:
+            """An average in bfloat16 stalls: what learns follows to a device, but not to a low precision."""
+            moved = fn(tensor)
+            return tensor.to(moved.device) if learns and moved.dtype in _LOW else moved
+
+        super()._apply(keep_float32, recurse)
+        self._prepare()
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "collector": None, "attachment": None}  # a copy starts with nothing collected
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._prepare()
+
+
+def _key(seed: Tensor, steps: Tensor) -> Tensor:
+    return seed + steps * 0x632BE59BD9B4E019  # odd: distinct steps give distinct keys modulo 2^64
+
+
+def _prepare_after_load(module: VectorQuantizer, _: object) -> None:
+    module._prepare()
