@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from vqkit.quantizers import start as start
     from vqkit.quantizers import step as step
     from vqkit.training import Config as Config
-    from vqkit.training import train as train
+    from vqkit.runs import train as train
 
 _HOMES = {
     "vqkit.codebooks": (
@@ -44,7 +44,8 @@ _HOMES = {
         ("ChannelsFirst", "Losses", "Quantized", "Quantizer", "VectorQuantizer", "attach", "start", "step")
     ),
     "vqkit.models": ("VQVAE",),
-    "vqkit.training": ("Config", "train"),
+    "vqkit.training": ("Config",),
+    "vqkit.runs": ("train",),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 

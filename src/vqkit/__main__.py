@@ -1,0 +1,21 @@
+"""Where ``vqkit`` and ``python -m vqkit`` begin."""
+
+from __future__ import annotations
+
+import sys
+
+
+def main() -> None:
+    """Runs the command line, or says which packages it needs."""
+    try:
+        from vqkit.cli import run
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("vqkit"):
+            raise
+        print(f"vqkit: {error.name} is not installed: pip install 'vqkit[train]'", file=sys.stderr)
+        sys.exit(1)
+    sys.exit(run(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,170 @@
+"""The command line: each command parses, calls one function, and prints."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+from tyro.conf import Positional, UseAppendAction, arg
+
+if TYPE_CHECKING:
+    from vqkit.data import Images
+    from vqkit.training import Figures
+
+_FAILURE, _USAGE, _INTERRUPTED = 1, 2, 130
+
+
+def train(
+    data: Positional[Annotated[str, arg(metavar="DATA", help_behavior_hint="")]] = "",
+    /,
+    recipe: Annotated[str, arg(metavar="NAME")] = "photos",
+    out: Annotated[str, arg(metavar="DIR", help_behavior_hint="")] = "",
+    steps: Annotated[int, arg(metavar="N", help_behavior_hint="")] = 0,
+    settings: Annotated[
+        tuple[tuple[str, ...], ...], UseAppendAction, arg(name="set", metavar="KEY=VALUE", help_behavior_hint="")
+    ] = (),
+) -> int:
+    """Train a VQ-VAE on images.
+
+    Args:
+        data: a folder of images, one image, .npy, .npz or an idx file; without it, bundled photos
+        recipe: where the settings begin: photos or digits
+        out: directory for the results, new or empty; without it, the next free runs/N
+        steps: how many training steps; without it, as many as the recipe says
+        settings: change settings: --set codebook_size=256 "update=EMA(decay=0.95)"
+    """
+    from rich.console import Console
+
+    from vqkit import runs
+    from vqkit.data import open_images
+    from vqkit.training import progress_for, resolve
+
+    changes = [setting for group in settings for setting in group]
+    config = resolve(recipe, [*changes, *([f"steps={steps}"] if steps else [])])
+    images = open_images(data or None)
+    _say_skipped(images)
+    console = Console()
+    console.print(f"training on {images.description}", highlight=False)
+    run = runs.train(config, data or None, out or None, progress_for(console, config.steps), images)
+    for split, figures in run.figures.items():
+        print(f"{split}: {_line(figures)}")
+    print(f"{run.steps} steps in {run.seconds:.0f} s; the report is {run.report}")
+    if run.steps < config.steps:
+        return _fail(f"interrupted after step {run.steps} of {config.steps}; what was learnt is saved", _INTERRUPTED)
+    return 0
+
+
+def evaluate(
+    run: Positional[Annotated[str, arg(metavar="RUN")]],
+    data: Positional[Annotated[str, arg(metavar="DATA", help_behavior_hint="")]] = "",
+    /,
+    as_json: Annotated[bool, arg(name="json", help_behavior_hint=""), tyro.conf.FlagCreatePairsOff] = False,
+) -> int:
+    """Measure a trained model: errors, codes, bits.
+
+    Args:
+        run: a directory that vqkit train left
+        data: images to measure on; without it, those that the run trained on and held out
+        as_json: print JSON
+    """
+    from vqkit import runs
+
+    splits, images = runs.evaluate_run(run, data or None)
+    _say_skipped(images)
+    rows = {split: figures.to_json() for split, figures in splits.items()}
+    if as_json:
+        print(json.dumps({split.replace(" ", "_"): row for split, row in rows.items()}, indent=2))
+        return 0
+    print("".join([f"{'':16}", *(f"{split:>12}" for split in rows)]))
+    for name in next(iter(rows.values())):
+        print("".join([f"{name:16}", *(f"{_short(row[name]):>12}" for row in rows.values())]))
+    return 0
+
+
+def reconstruct(
+    run: Positional[Annotated[str, arg(metavar="RUN")]],
+    image: Positional[Annotated[str, arg(metavar="IMAGE")]],
+    /,
+    out: Annotated[str, arg(metavar="OUT.png", aliases=["-o"])],
+) -> int:
+    """Encode and decode an image of any size.
+
+    Args:
+        run: a directory that vqkit train left
+        image: the image
+        out: the PNG to write; it must not exist yet
+    """
+    from vqkit import runs
+
+    print(f"{out}: PSNR {runs.reconstruct_image(run, image, out):.2f} dB")
+    return 0
+
+
+def info() -> int:
+    """Show versions, devices, and which search is active."""
+    from vqkit import runs
+
+    for name, value in runs.info().items():
+        print(f"{name:8} {value}")
+    return 0
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Runs one command; the exit code is 0, 2 for a slip in the command, 1 for a failure, 130 after Ctrl-C.
+
+    ``--debug``, anywhere, shows the traceback of an error in place of its one line.
+    """
+    debug = "--debug" in arguments
+    try:
+        return tyro.extras.subcommand_cli_from_dict(
+            {"train": train, "eval": evaluate, "reconstruct": reconstruct, "info": info},
+            prog="vqkit",
+            description="Train, inspect and use vector-quantized autoencoders.",
+            args=[argument for argument in arguments if argument != "--debug"],
+        )
+    except KeyboardInterrupt:
+        return _fail("interrupted", _INTERRUPTED)
+    except Exception as error:
+        if debug:
+            raise
+        return _fail(*_explain(error))
+
+
+def _line(figures: Figures) -> str:
+    return (
+        f"PSNR {figures.psnr:.2f} dB, {100 * figures.usage:.0f} % of codes used, perplexity {figures.perplexity:.0f}, "
+        f"{figures.bits_per_pixel:.4f} bits per pixel"
+    )
+
+
+def _short(value: Any) -> str:
+    return "-" if value is None else f"{value:.5g}" if isinstance(value, float) else str(value)
+
+
+def _say_skipped(images: Images, most: int = 5) -> None:
+    if images.skipped:
+        print(f"vqkit: skipped {len(images.skipped)} files that are no images:", file=sys.stderr)
+        for name, reason in images.skipped[:most]:
+            print(f"  {name}: {reason}", file=sys.stderr)
+        if len(images.skipped) > most:
+            print(f"  and {len(images.skipped) - most} more", file=sys.stderr)
+
+
+def _explain(error: Exception) -> tuple[str, int]:
+    """One line for a person, and the exit code."""
+    if isinstance(error, ModuleNotFoundError):
+        extra = "torch" if error.name == "torch" else "train"
+        return f"{error.name} is not installed: pip install 'vqkit[{extra}]'", _FAILURE
+    text = " ".join(str(error).split()) or type(error).__name__
+    from vqkit.data import NoSuchPath
+
+    slips = (NoSuchPath, FileExistsError)
+    return text, _USAGE if isinstance(error, slips) else _FAILURE
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"vqkit: {message}", file=sys.stderr)
+    return code

@@ -1,0 +1,36 @@
+"""Sources of images and arrays, the bundled sample photos, and random crops of them.
+
+Reading needs NumPy and Pillow only. PyTorch is imported with the first name that needs it, so that a
+command line can say what is wrong with a path without the two seconds that PyTorch takes to import.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from vqkit.data.augment import NoAugmentation, Photographic
+from vqkit.data.errors import DataError, NoSuchPath
+from vqkit.data.sources import Images, open_images
+
+if TYPE_CHECKING:
+    from vqkit.data.crops import RandomCrops, to_image, to_tensor
+
+__all__ = [
+    "DataError",
+    "Images",
+    "NoAugmentation",
+    "NoSuchPath",
+    "Photographic",
+    "RandomCrops",
+    "open_images",
+    "to_image",
+    "to_tensor",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from vqkit.data import crops
+
+    return getattr(crops, name)

@@ -1,0 +1,169 @@
+"""Images out of array files: .npy, .npz, and the idx format of MNIST."""
+
+from __future__ import annotations
+
+import gzip
+import math
+import struct
+import zlib
+from typing import IO, TYPE_CHECKING
+
+import numpy as np
+
+from vqkit.data.errors import DataError, one_line
+from vqkit.data.files import over_white
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from jaxtyping import UInt8
+
+_PREFERRED = ("images", "x", "x_train", "arr_0")
+_CHUNK = 1 << 20  # bytes read, or values converted, at a time: bounds the memory needed beside the data
+_IDX_TYPES = {8: "uint8", 9: "int8", 11: "int16", 12: "int32", 13: "float32", 14: "float64"}
+
+
+def read_npy(path: Path) -> list[UInt8[np.ndarray, "H W C"]]:
+    """The images of a .npy file, or of one array of an .npz file; shapes and dtypes as in `images_of`.
+
+    Of several arrays in an .npz it is the first that is there of images, x, x_train, arr_0. A uint8 .npy is
+    mapped, not read, and may be larger than the memory. Nothing is ever unpickled.
+
+    Raises: `DataError`.
+    """
+    try:
+        with path.open("rb") as file:
+            # Of a damaged archive that it opened itself, NumPy would leave the file open.
+            zipped = file.read(2) == b"PK"
+            file.seek(0)
+            loaded = np.load(file if zipped else path, mmap_mode="r", allow_pickle=False)
+            array = loaded[_chosen(loaded.files, path)] if zipped else np.asarray(loaded)
+    except DataError:
+        raise
+    except Exception as error:  # a damaged header raises SyntaxError, OverflowError, MemoryError and others
+        raise DataError(
+            f"{path}: no plain array can be read ({one_line(error)}); Python objects are never unpickled; "
+            f"save one uint8 array with numpy.save"
+        ) from None
+    return images_of(array, path)
+
+
+def _chosen(names: list[str], path: Path) -> str:
+    chosen = names if len(names) == 1 else [name for name in _PREFERRED if name in names]
+    if not chosen:
+        raise DataError(
+            f"{path}: holds {len(names)} arrays ({', '.join(names[:10])}), none of them named "
+            f"{', '.join(_PREFERRED)}; save the one to use as 'images'"
+        )
+    return chosen[0]
+
+
+def images_of(array: np.ndarray, source: object) -> list[UInt8[np.ndarray, "H W C"]]:
+    """The images in an array, C being 1 or 3; `source` names the array in errors.
+
+    Shapes: (N, H, W), (N, H, W, C), and one image (H, W, C), C in {1, 3, 4}, the fourth channel alpha,
+    composited over white. Three dimensions are one image where the last is C. (N, C, H, W) with C in
+    {1, 3} is taken where it cannot be (N, H, W, C); what may be either is an error.
+
+    Values: uint8; bool (to 0 and 255); other integers within 0..255; floats v within [0, 1], to round(255 v).
+
+    Raises: `DataError`.
+    """
+    shape = array.shape
+    last, second = shape[-1:] in ((1,), (3,), (4,)), shape[1:2] in ((1,), (3,))
+    if 0 in shape:
+        raise DataError(f"{source}: shape {shape} is empty; expected at least one image")
+    if len(shape) == 4 and last and second:
+        raise DataError(f"{source}: shape {shape} may be (N, H, W, C) or (N, C, H, W); save them as image files")
+    if len(shape) == 3:
+        array = array[None] if last else array[..., None]
+    elif len(shape) == 4 and second:
+        array = array.transpose(0, 2, 3, 1)
+    elif len(shape) != 4 or not last:
+        raise DataError(
+            f"{source}: shape {shape} is none of (N, H, W), (N, H, W, C), (N, C, H, W), (H, W, C) with C "
+            f"1 or 3 (or, last, 4: with alpha); reshape it, one gray image to (H, W, 1)"
+        )
+    return _split(array, source)
+
+
+def _split(array_NHWC: np.ndarray, source: object) -> list[UInt8[np.ndarray, "H W C"]]:
+    pixels = array_NHWC if array_NHWC.dtype == np.uint8 else _to_uint8(array_NHWC, source)
+    return [over_white(image) if image.shape[-1] == 4 else image for image in pixels]
+
+
+def _to_uint8(array: np.ndarray, source: object) -> UInt8[np.ndarray, "N H W C"]:
+    if array.dtype.kind not in "biuf":
+        raise DataError(f"{source}: dtype {array.dtype} is no pixel value; save uint8, or floats in [0, 1]")
+    low, high = array.min(), array.max()  # NaN, if there is any, is both
+    if not (np.isfinite(low) and np.isfinite(high)):
+        first = tuple(map(int, np.unravel_index(np.argmin(np.isfinite(array)), array.shape)))
+        raise DataError(
+            f"{source}: {array[first]} at (image, row, column, channel) {first}; pixels must be finite; "
+            f"mend or remove that image"
+        )
+    top = 255 if array.dtype.kind in "iu" else 1
+    if low < 0 or high > top:
+        raise DataError(
+            f"{source}: {array.dtype} values from {low:g} to {high:g}, expected 0 to {top}; "
+            f"save {_rescaling(float(low), float(high))} as float32"
+        )
+    pixels = np.empty(array.shape, np.uint8)
+    step = max(1, _CHUNK // array[0].size)
+    for i in range(0, len(array), step):
+        pixels[i : i + step] = np.rint(array[i : i + step] * (255 // top))
+    return pixels
+
+
+def _rescaling(low: float, high: float) -> str:
+    if low > -0.05 and high < 1.05:  # resizing and resampling overshoot a little
+        return "numpy.clip(x, 0, 1)"
+    if low < 0:
+        return f"(x + {-low:g}) / {high - low:g}"
+    return f"x / {max(high, 255):g}"
+
+
+def read_idx(path: Path) -> list[UInt8[np.ndarray, "H W C"]]:
+    """The images of an idx file, gzipped or not, as MNIST and its relatives come.
+
+    Two zero bytes, the type (8: uint8), the number of dimensions, each dimension as a big-endian uint32, then
+    the values. Three dimensions are (N, H, W), four as in `images_of`. (LeCun, Cortes, Burges: The MNIST
+    database of handwritten digits, section "File formats".) Memory is taken for bytes that have come, never
+    for what a header claims.
+
+    Raises: `DataError`.
+    """
+    try:
+        with path.open("rb") as file:
+            # By its content: browsers unpack a .gz on download and leave its name.
+            packed = file.read(2) == b"\x1f\x8b"
+            file.seek(0)
+            array = _idx_array(gzip.GzipFile(fileobj=file) if packed else file, path)
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path}: cannot be read ({one_line(error)}); download the file again") from None
+    return _split(array[..., None], path) if array.ndim == 3 else images_of(array, path)
+
+
+def _idx_array(stream: IO[bytes] | gzip.GzipFile, path: Path) -> np.ndarray:
+    magic = stream.read(4)
+    if len(magic) < 4 or magic[:2] != b"\0\0" or magic[2] not in _IDX_TYPES:
+        raise DataError(f"{path}: starts with {magic.hex(' ') or 'nothing'}, no idx header; check the file")
+    if magic[2] != 8 or magic[3] not in (3, 4):
+        raise DataError(
+            f"{path}: holds {_IDX_TYPES[magic[2]]} in {magic[3]} dimensions, expected uint8 in 3 or 4; "
+            f"one dimension is labels: give the file of the images"
+        )
+    header = stream.read(4 * magic[3])
+    if len(header) < 4 * magic[3]:
+        raise DataError(f"{path}: ends inside its header; download the file again")
+    shape = struct.unpack(f">{magic[3]}I", header)
+    size = math.prod(shape)
+    if size == 0:
+        raise DataError(f"{path}: shape {shape} is empty; expected at least one image")
+    data = bytearray()
+    while chunk := stream.read(min(_CHUNK, size + 1 - len(data))):
+        data += chunk
+    if len(data) != size:
+        found = "more" if len(data) > size else f"only {len(data):,}"
+        raise DataError(f"{path}: shape {shape} needs {size:,} bytes, {found} came; download the file again")
+    return np.frombuffer(data, np.uint8).reshape(shape)

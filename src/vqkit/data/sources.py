@@ -1,0 +1,140 @@
+"""`open_images`: whatever a person calls their images, as one immutable value."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from vqkit.data import bundled
+from vqkit.data.arrays import read_idx, read_npy
+from vqkit.data.errors import DataError, NoSuchPath
+from vqkit.data.files import read_image
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_IDX_NAME = re.compile(r"(-ubyte|\.idx\d?)(\.gz)?$", re.IGNORECASE)
+_KINDS = "DATA is a folder of images, an image, a .npy, .npz or idx file"
+
+
+@dataclass(frozen=True, eq=False)
+class Images:
+    """Images in memory, each (H, W, C) uint8, C one number for all: 1 where every image is gray, else 3.
+
+    `held_out` is for evaluation and shares no image with `images`; it is empty where there were too few to
+    spare one. `skipped` gives name and reason for each file in a folder that gave no image.
+    """
+
+    images: tuple[np.ndarray, ...] = field(repr=False)
+    names: tuple[str, ...] = field(repr=False)
+    held_out: tuple[np.ndarray, ...] = field(repr=False)
+    held_out_names: tuple[str, ...] = field(repr=False)
+    skipped: tuple[tuple[str, str], ...] = field(repr=False)
+    description: str
+
+
+def open_images(path: str | os.PathLike[str] | None = None) -> Images:
+    """The images at a path; without one the bundled photos, with `chelsea` held out.
+
+    A path is a folder (searched recursively, in the order of names, hidden names ignored, each linked
+    folder read once), one image of any kind that Pillow opens, a .npy, a .npz, or an idx file or idx.gz.
+    `files.read_image` and `arrays.images_of` say how pixels become 8-bit gray or RGB.
+
+    **Held out** of n images, in order, is every k-th, k = max(10, ceil(n / 100)): a tenth, at most 100,
+    spread over all folders, the same in every run. Of fewer than 10, none: each is worth more in training.
+
+    All images are held in memory, a byte per channel and pixel (a uint8 .npy excepted, which is mapped).
+
+    Raises: `NoSuchPath`; `DataError` for any other fault of the data; ImportError where an extra is missing.
+    """
+    if path is None:
+        return _bundled()
+    # Not Path.exists: to Path the empty path, which an unset shell variable gives, is the current folder.
+    if not os.path.exists(path):
+        raise NoSuchPath(f"{os.fspath(path)!r}: no such file or folder; check the spelling; {_KINDS}")
+    source = Path(path)
+    name = _printable(source.name)
+    if source.is_dir():
+        return _folder(source)
+    if not source.is_file():
+        raise DataError(f"{source}: neither a regular file nor a folder; {_KINDS}")
+    if _IDX_NAME.search(name) or source.suffix.lower() in (".npy", ".npz"):
+        images = read_idx(source) if _IDX_NAME.search(name) else read_npy(source)
+        return _collection(images, [f"{name}[{i}]" for i in range(len(images))], [], name)
+    try:
+        return _collection([read_image(source)], [name], [], name)
+    except DataError as error:
+        raise DataError(f"{source}: {error}; {_KINDS}") from None
+
+
+def _bundled() -> Images:
+    return Images(
+        images=tuple(read_image(bundled.photo_path(*place)) for place in bundled.TRAINING.values()),
+        names=tuple(bundled.TRAINING),
+        held_out=tuple(read_image(bundled.photo_path(*place)) for place in bundled.HELD_OUT.values()),
+        held_out_names=tuple(bundled.HELD_OUT),
+        skipped=(),
+        description=f"bundled photos {', '.join(bundled.TRAINING)}; {', '.join(bundled.HELD_OUT)} held out",
+    )
+
+
+def _folder(folder: Path) -> Images:
+    images, names, skipped = [], [], []
+    for name, fault in sorted(_walk(folder)):
+        try:
+            if fault:
+                raise DataError(fault)
+            images.append(read_image(folder / name))
+            names.append(_printable(name))
+        except DataError as error:
+            skipped.append((_printable(name), str(error)))
+    if not images:
+        found = f"{len(skipped)} other files ({': '.join(skipped[0])})" if skipped else "no file at all"
+        raise DataError(f"{folder}: no image in this folder, {found}; {_KINDS}")
+    return _collection(images, names, skipped, str(folder))
+
+
+def _walk(folder: Path) -> Iterator[tuple[str, str]]:
+    """Every visible file below, as its relative path and why it cannot be opened, if that is known."""
+    unlisted: list[OSError] = []
+    seen = {folder.resolve()}
+    for place, folders, files in os.walk(folder, followlinks=True, onerror=unlisted.append):
+        here = sorted(Path(place, name) for name in folders if not name.startswith("."))
+        folders.clear()
+        for inner in here:
+            # A link may lead back up, or to a place that is read under another name.
+            if (target := inner.resolve()) not in seen:
+                seen.add(target)
+                folders.append(inner.name)
+        for path in (Path(place, name) for name in files if not name.startswith(".")):
+            # Opening a named pipe would wait forever.
+            yield str(path.relative_to(folder)), "" if path.is_file() else "a broken link or no regular file"
+    for error in unlisted:
+        yield str(Path(error.filename).relative_to(folder)), f"cannot be listed: {error.strerror}"
+
+
+def _collection(images: list[np.ndarray], names: list[str], skipped: list[tuple[str, str]], source: str) -> Images:
+    channels = max(image.shape[-1] for image in images)
+    images = [image if image.shape[-1] == channels else np.repeat(image, 3, axis=2) for image in images]
+    every = max(10, -(-len(images) // 100))
+    held_out = range(every - 1, len(images), every)
+    kept = sorted(set(range(len(images))) - set(held_out))
+    return Images(
+        images=tuple(images[i] for i in kept),
+        names=tuple(names[i] for i in kept),
+        held_out=tuple(images[i] for i in held_out),
+        held_out_names=tuple(names[i] for i in held_out),
+        skipped=tuple(skipped),
+        description=f"{_printable(source)}: {len(kept)} {'gray' if channels == 1 else 'RGB'} images, "
+        f"{len(held_out)} more held out, {len(skipped)} other files skipped",
+    )
+
+
+def _printable(name: str) -> str:
+    """A name without the lone surrogates that stand for bytes that are no UTF-8; no page could hold them."""
+    return os.fsencode(name).decode("utf-8", "replace")

@@ -1,0 +1,190 @@
+"""The vector-quantized autoencoder: an encoder, a quantizer and a decoder."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from vqkit.codebooks import EMA, KMeans, Reseed, Revival, Start, Update
+from vqkit.functional.estimators import Estimator, StraightThrough
+from vqkit.models.convolutional import Convolutional
+from vqkit.models.objects import SLOTS, nearest_names, parse_object
+from vqkit.models.patchwise import Patchwise
+from vqkit.quantizers import ChannelsFirst, Losses, Quantizer, VectorQuantizer
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Everything that a VQ-VAE of this package is built from; see ``VectorQuantizer`` for the quantizer's part.
+
+    ``channels`` is that of the images, ``architecture`` builds encoder and decoder.
+    """
+
+    channels: int = 3
+    architecture: Patchwise | Convolutional = Patchwise()
+    dim: int = 64
+    codebook_size: int = 512
+    commitment: float = 0.25
+    update: Update = EMA()
+    estimator: Estimator = StraightThrough()
+    start: Start = KMeans()
+    revival: Revival = Reseed()
+
+    def build(self, seed: int | None = None) -> VQVAE:
+        """A fresh model."""
+        encoder, decoder = self.architecture.build(self.channels, self.dim)
+        quantizer = VectorQuantizer(
+            dim=self.dim,
+            codebook_size=self.codebook_size,
+            update=self.update,
+            estimator=self.estimator,
+            commitment=self.commitment,
+            start=self.start,
+            revival=self.revival,
+            seed=seed,
+        )
+        return VQVAE(encoder, ChannelsFirst(quantizer), decoder, self)
+
+    def to_json(self) -> dict[str, Any]:
+        return {field.name: _plain(getattr(self, field.name)) for field in fields(self)}
+
+    @staticmethod
+    def from_json(entries: dict[str, Any]) -> ModelConfig:
+        names = [field.name for field in fields(ModelConfig)]
+        for name in entries:
+            if name not in names:
+                raise ValueError(
+                    f"the model's configuration has an unknown entry {name!r}: {nearest_names(name, names)}"
+                )
+        return ModelConfig(**{k: parse_object(k, v) if k in SLOTS else v for k, v in entries.items()})
+
+
+def _plain(value: Any) -> Any:
+    return value if isinstance(value, (int, float, str)) else repr(value)
+
+
+class Reconstructed(NamedTuple):
+    """What a VQ-VAE returns: the decoder's output, int64 indices, and the quantizer's losses."""
+
+    x_hat: Tensor
+    indices: Tensor
+    losses: Losses
+
+
+class VQVAE(nn.Module):
+    """``x_hat = decoder(z_q(encoder(x)))`` (van den Oord et al. 2017, figure 1), of any three modules.
+
+    The objective is a reconstruction loss plus ``losses.total`` (eq. 3). For feature maps with their channels first
+    wrap the quantizer: ``ChannelsFirst(VectorQuantizer(...))``. ``config`` is what ``save_pretrained`` writes; a model
+    that ``ModelConfig.build`` made has it.
+
+    >>> import vqkit
+    >>> model = VQVAE(nn.Linear(9, 4), vqkit.VectorQuantizer(dim=4, codebook_size=16), nn.Linear(4, 9))
+    >>> model(torch.rand(5, 9)).x_hat.shape
+    torch.Size([5, 9])
+    """
+
+    def __init__(
+        self, encoder: nn.Module, quantizer: Quantizer, decoder: nn.Module, config: ModelConfig | None = None
+    ) -> None:
+        super().__init__()
+        self.encoder, self.quantizer, self.decoder, self.config = encoder, quantizer, decoder, config
+
+    def forward(self, x: Float[Tensor, "batch ..."]) -> Reconstructed:
+        z_q, indices, losses = self.quantizer(self.encoder(x))
+        return Reconstructed(self.decoder(z_q), indices, losses)
+
+    @torch.no_grad()
+    def encode(self, x: Float[Tensor, "batch ..."]) -> Int[Tensor, "batch ..."]:
+        """The indices of x."""
+        return self.quantizer.encode(self.encoder(x))
+
+    @torch.no_grad()
+    def decode(self, indices: Int[Tensor, "batch ..."]) -> Float[Tensor, "batch ..."]:
+        """What the decoder makes of indices."""
+        return self.decoder(self.quantizer.decode(indices, next(self.decoder.parameters()).dtype))
+
+    def save_pretrained(self, directory: str | os.PathLike[str]) -> None:
+        """Writes ``config.json`` and ``model.safetensors`` into ``directory``, each whole or not at all.
+
+        Other entries of a ``config.json`` that is there already stay.
+        """
+        if self.config is None:
+            raise ValueError(
+                "this model was composed by hand, so its modules cannot be named in a file: save model.state_dict() with "
+                "safetensors.torch.save_file, or build the model with vqkit.models.ModelConfig(...).build()."
+            )
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        path = directory / "config.json"
+        entries = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        entries |= {"format": FORMAT, "model": self.config.to_json()}
+        weights = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
+        partial = directory / "model.safetensors.partial"
+        save_file(weights, partial)
+        os.replace(partial, directory / "model.safetensors")
+        write_json(path, entries)
+
+    @staticmethod
+    def from_pretrained(directory: str | os.PathLike[str], device: str | torch.device = "cpu") -> VQVAE:
+        """The model that ``save_pretrained`` or ``vqkit train`` left in ``directory``, in evaluation mode.
+
+        Raises:
+            ValueError: a missing, damaged or foreign file, or a newer format; the message names it.
+        """
+        directory = Path(directory)
+        entries = read_config(directory)
+        path = directory / "model.safetensors"
+        try:
+            config = ModelConfig.from_json(entries["model"])
+            model = config.build(seed=0)
+            model.load_state_dict(load_file(path, device="cpu"))
+        except FileNotFoundError:
+            raise ValueError(f"{directory} has no model.safetensors: it is no finished run; train it again.") from None
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{directory / 'config.json'} does not describe a model ({error}).") from None
+        except SafetensorError as error:
+            raise ValueError(f"{path} is damaged or no safetensors file ({error}); copy or train it again.") from None
+        except RuntimeError as error:
+            reason = str(error).splitlines()[-1].strip()
+            raise ValueError(f"{path} does not fit the model in config.json ({reason}).") from None
+        return model.to(device).eval()
+
+
+def read_config(directory: Path) -> dict[str, Any]:
+    """``config.json`` of a run directory, of a format that this version reads."""
+    path = directory / "config.json"
+    if not directory.is_dir():
+        raise ValueError(f"{directory} is no directory: name a run, as vqkit train leaves it.")
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))
+        version = entries["format"]
+    except FileNotFoundError:
+        raise ValueError(f"{directory} has no config.json: it is no run of vqkit train.") from None
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is damaged or not of vqkit ({error}).") from None
+    if version != FORMAT:
+        raise ValueError(
+            f"{path} is of format {version}; this version of vqkit reads format {FORMAT}: install a newer one."
+        )
+    return entries
+
+
+def write_json(path: Path, entries: dict[str, Any]) -> None:
+    """Whole or not at all."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(entries, indent=2) + "\n", encoding="utf-8")
+    os.replace(partial, path)

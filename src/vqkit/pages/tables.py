@@ -1,0 +1,65 @@
+"""Numbers as a person reads them: one, a headline of a few, a table of many."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from numbers import Integral
+
+from vqkit.pages.markup import Html, join, tag
+
+Value = float | int | str
+
+
+def number(value: Value) -> str:
+    """Four significant digits, thousands separated; an int in full; a string as it is.
+
+    >>> number(0.00123456), number(31.25), number(65536), number(1234567.0), number("a")
+    ('0.001235', '31.25', '65,536', '1,235,000', 'a')
+    """
+    if isinstance(value, str | bool):
+        return str(value)
+    if isinstance(value, Integral):  # NumPy's too
+        return f"{int(value):,}"
+    if not math.isfinite(value) or value == 0:
+        return f"{value:g}".replace("nan", "NaN")
+    if not 1e-4 <= abs(value) < 1e9:
+        return f"{value:.3e}"
+    decimals = 3 - math.floor(math.log10(abs(value)))
+    text = f"{round(value, decimals):,.{max(decimals, 0)}f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def headline(figures: Mapping[str, Value]) -> Html:
+    """The few numbers that sum a page up, large. A unit in brackets ends a name: "PSNR (dB)"."""
+    cells = []
+    for name, value in figures.items():
+        label, _, unit = name.partition(" (")
+        small = tag("span", {"class": "unit"}, " " + unit.removesuffix(")"))
+        cells.append(tag("div", None, tag("dt", None, label), tag("dd", None, number(value), small)))
+    return tag("dl", {"class": "headline"}, *cells)
+
+
+def key_values(figures: Mapping[str, Value], caption: str) -> Html:
+    """A table of two columns, a name and its value. The caption is for those who hear the page."""
+    rows = (tag("tr", None, tag("th", {"scope": "row"}, name), _cell(value)) for name, value in figures.items())
+    return tag("table", {"class": "pairs"}, tag("caption", None, caption), tag("tbody", None, *rows))
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[Value | None]], caption: str) -> Html:
+    """A table with a head; None is an empty cell."""
+    head = tag("tr", None, *(tag("th", {"scope": "col"}, name) for name in columns))
+    body = (tag("tr", None, *(_cell("" if v is None else v) for v in row)) for row in rows)
+    inner = join(tag("caption", None, caption), tag("thead", None, head), tag("tbody", None, *body))
+    # Where it is wider than the screen, the keyboard must be able to scroll it.
+    attributes = {"class": "scroll", "tabindex": 0, "role": "region", "aria-label": caption}
+    return tag("div", attributes, tag("table", {"class": "grid"}, inner))
+
+
+def folded(summary: str, *children: str) -> Html:
+    """Content behind a line that opens it; printed open."""
+    return tag("details", None, tag("summary", None, summary), *children)
+
+
+def _cell(value: Value) -> Html:
+    return tag("td", {"class": "text"} if isinstance(value, str) else None, number(value))

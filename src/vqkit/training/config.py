@@ -1,0 +1,101 @@
+"""Recipes, and what ``--set key=value`` makes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+from vqkit.data import NoAugmentation, Photographic
+from vqkit.models import Convolutional, ModelConfig
+from vqkit.models.objects import SLOTS, nearest_names, parse_object
+
+
+@dataclass(frozen=True)
+class Config:
+    """One training run: the model, the crops and the optimizer.
+
+    ``reconstruction = MSE / variance of the training pixels``, and the objective adds ``losses.total``. AdamW; the
+    learning rate rises over ``warmup`` steps and falls to zero along a cosine.
+    """
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    steps: int = 2000
+    batch: int = 16
+    crop: int = 32
+    augmentation: Photographic | NoAugmentation = Photographic()
+    learning_rate: float = 2e-3
+    warmup: int = 100
+    weight_decay: float = 0.0
+    seed: int = 0
+    log_every: int = 20
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch", "crop", "log_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        for name in ("warmup", "weight_decay", "seed"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} is {getattr(self, name)}; it must not be negative.")
+        if not 0 < self.learning_rate < float("inf"):
+            raise ValueError(f"learning_rate is {self.learning_rate}; it must be positive, for example 0.002.")
+        stride = self.model.architecture.stride
+        if self.crop % stride:
+            down = max(self.crop // stride, 1) * stride
+            raise ValueError(
+                f"crop is {self.crop}; it must be a multiple of the architecture's stride {stride}: {down}."
+            )
+
+    def to_json(self) -> dict[str, Any]:
+        """Every field but the model's, as ``--set`` would write it."""
+        values = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "model"}
+        return {k: v if isinstance(v, (int, float)) else repr(v) for k, v in values.items()}
+
+
+RECIPES: dict[str, Config] = {
+    "photos": Config(),
+    "digits": Config(
+        ModelConfig(channels=1, architecture=Convolutional(hidden=64), dim=16, codebook_size=128),
+        steps=1000,
+        batch=64,
+        crop=28,
+        augmentation=NoAugmentation(),
+    ),
+}
+
+_SLOTS = SLOTS | {"augmentation": (Photographic, NoAugmentation)}
+
+
+def resolve(recipe: str, settings: Sequence[str] = ()) -> Config:
+    """The recipe of that name with every ``key=value`` applied.
+
+    >>> resolve("photos", ["steps=500", "update=EMA(decay=0.95)"]).model.update
+    EMA(decay=0.95)
+
+    Raises:
+        ValueError: an unknown recipe or key (the nearest names are offered), or a value that does not fit.
+    """
+    if recipe not in RECIPES:
+        raise ValueError(f"there is no recipe {recipe!r}: {nearest_names(recipe, list(RECIPES))}")
+    config = RECIPES[recipe]
+    types = {field.name: field.type for cls in (Config, ModelConfig) for field in fields(cls)}
+    keys = sorted(types.keys() - {"model", "channels"})
+    outer: dict[str, Any] = {}
+    inner: dict[str, Any] = {}
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        if not equals:
+            raise ValueError(f"--set {setting!r} has no '='; write key=value, for example steps=500.")
+        if key not in keys:
+            raise ValueError(f"--set has no key {key!r}: {nearest_names(key, keys)}")
+        value = parse_object(key, text, _SLOTS) if key in _SLOTS else _number(key, text, str(types[key]))
+        (outer if hasattr(config, key) else inner)[key] = value
+    return replace(config, model=replace(config.model, **inner), **outer)
+
+
+def _number(key: str, text: str, kind: str) -> int | float:
+    try:
+        return int(text) if kind == "int" else float(text)
+    except ValueError:
+        wanted = "a whole number" if kind == "int" else "a number"
+        raise ValueError(f"--set {key}={text!r}: {key} must be {wanted}.") from None
