@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def quantize(
-    z: Float[Tensor, "n dim"],
+    z: Float[Tensor, "... dim"],
     codebook: Float[Tensor, "codes dim"],
     indices: Int[Tensor, " n"],
     estimator: Estimator,
@@ -30,22 +30,22 @@ def quantize(
     statistics_leaf: Float[Tensor, " size"] | None = None,
     sample_leaf: Float[Tensor, "sample dim"] | None = None,
     sampled: Float[Tensor, "sample dim"] | None = None,
-) -> tuple[Float[Tensor, "n dim"], Float[Tensor, ""], Float[Tensor, ""]]:
-    """``z_q``, the codebook loss and the commitment loss (van den Oord et al. 2017, eq. 2 and 3).
+) -> tuple[Float[Tensor, "... dim"], Float[Tensor, ""], Float[Tensor, ""], Float[Tensor, ""]]:
+    """``z_q``, the codebook loss, the commitment loss, and their total (van den Oord et al. 2017, eq. 2 and 3).
 
     ``codebook = 1/(N D) sum (sg[z_e] - e)^2``, ``commitment = beta/(N D) sum (z_e - sg[e])^2`` over the N vectors that
     ``mask`` leaves. The derivative of z_q by z is the estimator's; by the codebook it is zero.
-    The codebook loss is differentiable where the codebook is.
+    The codebook loss is differentiable, and part of the total, where the codebook is differentiable.
 
     In backward ``statistics_leaf`` receives ``statistics_of`` the batch as its gradient, its size saying whether sums
     are wanted, and ``sample_leaf`` receives ``sampled``.
     """
     if mask is not None:
-        z = torch.where(mask[:, None], z, 0)  # a padded position may hold anything, NaN too
-    z_q, codebook_loss, commitment, _ = _Quantize.apply(
+        z = torch.where(mask.view(*z.shape[:-1], 1), z, 0)  # a padded position may hold anything, NaN too
+    z_q, codebook_loss, commitment, total, *_ = _Quantize.apply(
         z, codebook, statistics_leaf, sample_leaf, indices, sampled, mask, estimator, beta
     )
-    return z_q, codebook_loss, commitment
+    return z_q, codebook_loss, commitment, total
 
 
 def statistics_of(
@@ -64,8 +64,8 @@ def statistics_of(
         mask = _without_faults(flat, residual, mask)
     if mask is not None:
         residual = torch.where(mask[:, None], residual, 0)
-    ones = residual.new_ones(len(indices)) if mask is None else mask.to(residual.dtype)
-    flat[1 : 1 + codes].index_add_(0, indices, ones)
+    ones = residual.new_ones(()).expand(len(indices)) if mask is None else mask.to(residual.dtype)
+    flat.narrow(0, 1, codes).index_add_(0, indices, ones)
     if size > 1 + codes:
         flat[1 + codes :].view(codes, -1).index_add_(0, indices, residual)
     return flat
@@ -84,7 +84,7 @@ class _Quantize(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        z_ND: Tensor,
+        z: Tensor,
         codebook_KD: Tensor,
         statistics: Tensor | None,
         sample_SD: Tensor | None,
@@ -93,8 +93,9 @@ class _Quantize(torch.autograd.Function):
         mask_N: Tensor | None,
         estimator: Estimator,
         beta: float,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, ...]:
         ctx.set_materialize_grads(False)
+        z_ND = z.reshape(-1, z.shape[-1])  # in here it costs no node of the graph
         e_ND = codebook_KD.index_select(0, indices_N)
         if mask_N is not None:
             e_ND = torch.where(mask_N[:, None], e_ND, 0)
@@ -105,44 +106,62 @@ class _Quantize(torch.autograd.Function):
         if mask_N is None:
             ctx.scale = 1.0 / max(z_ND.numel(), 1)
         else:
-            ctx.scale = 1.0 / (mask_N.sum() * z_ND.shape[1]).clamp(min=1)
+            ctx.scale = 1.0 / (mask_N.sum() * z_ND.shape[1]).clamp(min=1).to(wide)
         mean = residual_ND.square().sum() * ctx.scale
         commitment = mean * beta
-        z_q_ND = e_ND.to(z_ND.dtype)
+        z_q = e_ND.to(z.dtype).view(z.shape)
         ctx.estimator, ctx.beta, ctx.codes = estimator, beta, len(codebook_KD)
-        ctx.size = 0 if statistics is None else statistics.numel()
-        ctx.z_dtype, ctx.codebook_dtype = z_ND.dtype, codebook_KD.dtype
-        points = (z_ND, z_q_ND) if estimator.needs_points else (None, None)
-        ctx.save_for_backward(indices_N, mask_N, residual_ND, sampled_SD, *points)
+        ctx.size, ctx.statistics_dtype = (0, None) if statistics is None else (statistics.numel(), statistics.dtype)
+        ctx.shape, ctx.z_dtype, ctx.codebook_dtype = z.shape, z.dtype, codebook_KD.dtype
+        points = (z, z_q) if estimator.needs_points else (None, None)
+        # Two outputs of one memory: a second derivative may reach z through one and the codebook through the other,
+        # but through the stopped side of a loss neither.
+        residual_z_ND, residual_e_ND = residual_ND, residual_ND.detach()
+        ctx.save_for_backward(indices_N, mask_N, residual_z_ND, residual_e_ND, sampled_SD, *points)
+        total = mean + commitment
         if not codebook_KD.requires_grad:
             ctx.mark_non_differentiable(mean)
-        return z_q_ND, mean, commitment, residual_ND
+            total = commitment.clone()
+        return z_q, mean, commitment, total, residual_z_ND, residual_e_ND
 
     @staticmethod
-    def backward(ctx: Any, g_q: Tensor, g_codebook: Tensor, g_commitment: Tensor, g_residual: Tensor) -> tuple:
+    def backward(
+        ctx: Any,
+        g_q: Tensor | None,
+        g_codebook: Tensor | None,
+        g_commitment: Tensor | None,
+        g_total: Tensor | None,
+        g_residual_z: Tensor | None,
+        g_residual_e: Tensor | None,
+    ) -> tuple:
         """The residual is an output too, so that a second derivative through the losses is right."""
-        indices_N, mask_N, residual_ND, sampled_SD, z_ND, z_q_ND = ctx.saved_tensors
+        indices_N, mask_N, residual_z_ND, residual_e_ND, sampled_SD, *points = ctx.saved_tensors
+        z, z_q = (None if point is None else point.detach() for point in points)
         needs_z, needs_codebook, needs_statistics, needs_sample = ctx.needs_input_grad[:4]
         g_z = g_e = statistics = None
+        if g_total is not None:
+            g_codebook = g_total if g_codebook is None else g_codebook + g_total
+            g_commitment = g_total if g_commitment is None else g_commitment + g_total
         if needs_z:
             if g_q is not None:
-                g_z = ctx.estimator.pull_back(g_q, z_ND, z_q_ND)
+                g_z = ctx.estimator.pull_back(g_q, z, z_q)
             if g_commitment is not None:
-                tied = residual_ND * (g_commitment * (2 * ctx.beta * ctx.scale))
+                tied = (residual_z_ND * (g_commitment * (2 * ctx.beta * ctx.scale))).view(ctx.shape)
                 g_z = tied if g_z is None else g_z + tied
-            if g_residual is not None:
-                g_z = g_residual if g_z is None else g_z + g_residual
+            if g_residual_z is not None:
+                g_residual_z = g_residual_z.view(ctx.shape)
+                g_z = g_residual_z if g_z is None else g_z + g_residual_z
             if g_z is not None:
                 g_z = g_z.to(ctx.z_dtype)
         if needs_statistics:
-            flat = statistics_of(residual_ND.detach(), indices_N, mask_N, ctx.codes, ctx.size)
-            statistics = flat.to(ctx.codebook_dtype)
-        if needs_codebook and (g_codebook is not None or g_residual is not None):
-            g_e = residual_ND.new_zeros(ctx.codes, residual_ND.shape[1])
+            flat = statistics_of(residual_z_ND.detach(), indices_N, mask_N, ctx.codes, ctx.size)
+            statistics = flat.to(ctx.statistics_dtype)
+        if needs_codebook and (g_codebook is not None or g_residual_e is not None):
+            g_e = residual_e_ND.new_zeros(ctx.codes, residual_e_ND.shape[1])
             if g_codebook is not None:
-                g_e = g_e.index_add(0, indices_N, residual_ND) * (g_codebook * (-2 * ctx.scale))
-            if g_residual is not None:
-                g_e = g_e.index_add(0, indices_N, -g_residual)
+                g_e.index_add_(0, indices_N, residual_e_ND * (g_codebook * (-2 * ctx.scale)))
+            if g_residual_e is not None:
+                g_e.index_add_(0, indices_N, g_residual_e, alpha=-1)
             g_e = g_e.to(ctx.codebook_dtype)
         sample = sampled_SD if needs_sample else None
         return g_z, g_e, statistics, sample, None, None, None, None, None

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 # Scores held at a time. 2^20 float32 are 4 MiB, which a CPU's cache still holds; a GPU wants larger pieces.
 _CHUNK_CPU, _CHUNK_ACCELERATOR = 2**20, 2**24
+_NONE = 2**62  # above every index
 
 
 def nearest_codes(z: Float[Tensor, "... dim"], codebook: Float[Tensor, "codes dim"]) -> Int[Tensor, "..."]:
@@ -44,8 +45,14 @@ def nearest_codes(z: Float[Tensor, "... dim"], codebook: Float[Tensor, "codes di
     tensor([1, 0])
     """
     _check(z, codebook)
-    flat = z.detach().reshape(-1, z.shape[-1])
-    return torch.ops.vqkit.nearest_codes(flat, codebook.detach()).reshape(z.shape[:-1])
+    return search(z.detach().reshape(-1, z.shape[-1]), codebook.detach()).reshape(z.shape[:-1])
+
+
+def search(z_ND: Tensor, codebook_KD: Tensor) -> Int[Tensor, " n"]:
+    """``nearest_codes`` of detached tensors that were checked already."""
+    if torch.compiler.is_compiling() or type(z_ND) is not Tensor:
+        return torch.ops.vqkit.nearest_codes.default(z_ND, codebook_KD)
+    return _nearest_codes(z_ND, codebook_KD)  # saves the dispatch, 24 us
 
 
 def squared_distances_to(
@@ -117,47 +124,43 @@ def _chunk_rows(z_ND: Tensor, codes: int) -> int:
     return max(1, (_CHUNK_CPU if z_ND.device.type == "cpu" else _CHUNK_ACCELERATOR) // codes)
 
 
-def _centred(z_ND: Tensor, codebook_KD: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, float]:
-    """Both sides moved by the codebook's mean, half the squared norms of the codes, and the bounds on the error.
+def _centred(z_ND: Tensor, codebook_KD: Tensor) -> tuple[Tensor, Tensor, Tensor, float]:
+    """Both sides moved by the codebook's mean, the squared norms of the codes, and g.
 
     With ``u`` the unit roundoff, centring, the norm, the product and the difference together err by less than
     ``(D + 8) u (|x|^2 + |e_k|^2)``; the definition, where it is evaluated in the same precision, by as much again.
-    The smallest normal number covers what underflows.
     """
-    centre_D = codebook_KD.mean(0)
-    x_ND, e_KD = z_ND - centre_D, codebook_KD - centre_D
-    squares_K = torch.linalg.vecdot(e_KD, e_KD)
-    limits = torch.finfo(z_ND.dtype)
-    dims = z_ND.shape[1]
-    g = (dims + 8) * limits.eps
-    bounds_K = torch.add(squares_K, dims * limits.tiny / g).mul_(g)
-    return x_ND, e_KD, squares_K.mul_(0.5).sub_(bounds_K), bounds_K, g
+    centre_D = codebook_KD.sum(0).div_(len(codebook_KD))
+    e_KD = codebook_KD - centre_D
+    g = (z_ND.shape[1] + 8) * torch.finfo(z_ND.dtype).eps
+    return z_ND - centre_D, e_KD, torch.linalg.vecdot(e_KD, e_KD), g
 
 
-def _optimistic_scores(x_RD: Tensor, e_KD: Tensor, lowered_K: Tensor, bounds_K: Tensor, g: float) -> tuple[Tensor, ...]:
-    """Each score less its code's error bound; its least, at which code; and what a rival must not exceed."""
-    scores_RK = torch.addmm(lowered_K, x_RD, e_KD.T, alpha=-1)
+def _optimistic_scores(x_RD: Tensor, e_KD: Tensor, squares_K: Tensor, g: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Each score less its code's error bound; at which code it is least; and what a rival must not exceed.
+
+    The last term covers what underflows: D products, each off by less than the smallest normal number.
+    """
+    scores_RK = torch.addmm(squares_K * (0.5 - g), x_RD, e_KD.T, alpha=-1)
     least_R, indices_R = scores_RK.min(1)
-    limit_R = least_R + 2 * (bounds_K[indices_R] + g * torch.linalg.vecdot(x_RD, x_RD))
-    return scores_RK, indices_R, limit_R
+    squares_R = squares_K.index_select(0, indices_R).add_(torch.linalg.vecdot(x_RD, x_RD))
+    underflow = 4 * x_RD.shape[1] * torch.finfo(x_RD.dtype).tiny
+    return scores_RK, indices_R, least_R.add_(squares_R, alpha=2 * g).add_(underflow)
 
 
 def _score(z_ND: Tensor, codebook_KD: Tensor) -> tuple[Tensor, Tensor]:
     """The best code of each row, and the rows of which rounding leaves that in doubt (NaN and overflow among them)."""
-    x_ND, e_KD, lowered_K, bounds_K, g = _centred(z_ND, codebook_KD)
-    codes, rows = len(e_KD), _chunk_rows(z_ND, len(e_KD))
-    if codes == 1:  # nothing can be nearer, but the row must still be finite
-        indices_N = torch.zeros(len(z_ND), dtype=torch.int64, device=z_ND.device)
-        return indices_N, (~torch.isfinite(z_ND).all(1)).nonzero()[:, 0]
-    found, doubtful = [], []
-    for start in range(0, max(len(x_ND), 1), rows):
-        scores_RK, indices_R, limit_R = _optimistic_scores(x_ND[start : start + rows], e_KD, lowered_K, bounds_K, g)
-        beaten_RK = scores_RK > limit_R[:, None]  # false for NaN: such a row is in doubt
-        if int(beaten_RK.count_nonzero()) != len(indices_R) * (codes - 1):
-            doubtful.append((beaten_RK.sum(1) != codes - 1).nonzero()[:, 0] + start)
+    x_ND, e_KD, squares_K, g = _centred(z_ND, codebook_KD)
+    rows = _chunk_rows(z_ND, len(e_KD))
+    found, settled = [], []
+    for x_RD in x_ND.split(rows) if len(x_ND) > rows else (x_ND,):
+        scores_RK, indices_R, limit_R = _optimistic_scores(x_RD, e_KD, squares_K, g)
+        second_R = scores_RK.scatter_(1, indices_R[:, None], torch.inf).amin(1)
         found.append(indices_R)
-    none = torch.empty(0, dtype=torch.int64, device=z_ND.device)
-    return (found[0] if len(found) == 1 else torch.cat(found)), torch.cat(doubtful or [none])
+        settled.append(second_R > limit_R)  # false where either is NaN: such a row is in doubt
+    settled_N = settled[0] if len(settled) == 1 else torch.cat(settled)
+    indices_N = found[0] if len(found) == 1 else torch.cat(found)
+    return indices_N, indices_N[:0] if bool(settled_N.all()) else (~settled_N).nonzero()[:, 0]
 
 
 def _finite_rows(z_ND: Tensor, codebook_KD: Tensor, rows_M: Tensor, indices_N: Tensor) -> Tensor:
@@ -182,12 +185,13 @@ def _finite_rows(z_ND: Tensor, codebook_KD: Tensor, rows_M: Tensor, indices_N: T
 
 def _decide(z_MD: Tensor, codebook_KD: Tensor) -> Tensor:
     """The definition, in float64, over the codes that scores cannot part: the lowest index of the least exact sum."""
-    x_MD, e_KD, lowered_K, bounds_K, g = _centred(z_MD, codebook_KD)
-    codes, rows, pairs = len(e_KD), _chunk_rows(z_MD, len(e_KD)), _CHUNK_CPU // z_MD.shape[1] + 1
+    codebook_KD, lowest_K = _distinct(codebook_KD)
+    x_MD, e_KD, squares_K, g = _centred(z_MD, codebook_KD)
+    rows, pairs = _chunk_rows(z_MD, len(e_KD)), _CHUNK_CPU // z_MD.shape[1] + 1
     decided = []
     for start in range(0, max(len(z_MD), 1), rows):
         z_RD, x_RD = z_MD[start : start + rows], x_MD[start : start + rows]
-        scores_RK, _, limit_R = _optimistic_scores(x_RD, e_KD, lowered_K, bounds_K, g)
+        scores_RK, _, limit_R = _optimistic_scores(x_RD, e_KD, squares_K, g)
         row_P, code_P = (~(scores_RK > limit_R[:, None])).nonzero(as_tuple=True)
         sums = [
             _sum_in_order(z_RD[row_p] - codebook_KD[code_p])
@@ -195,9 +199,16 @@ def _decide(z_MD: Tensor, codebook_KD: Tensor) -> Tensor:
         ]
         sum_P = torch.cat(sums) if sums else z_RD.new_empty(0)
         least_R = sum_P.new_full((len(z_RD),), torch.inf).scatter_reduce_(0, row_P, sum_P, "amin")
-        code_P = code_P.masked_fill(sum_P != least_R[row_P], codes)
-        decided.append(code_P.new_full((len(z_RD),), codes).scatter_reduce_(0, row_P, code_P, "amin"))
+        tied_P = lowest_K[code_P].masked_fill(sum_P != least_R[row_P], _NONE)
+        decided.append(tied_P.new_full((len(z_RD),), _NONE).scatter_reduce_(0, row_P, tied_P, "amin"))
     return torch.cat(decided)
+
+
+def _distinct(codebook_KD: Tensor) -> tuple[Tensor, Tensor]:
+    """The distinct codes and the lowest index of each: equal ones, as in a codebook of zeros, would tie on every row."""
+    codes_UD, which_K = torch.unique(codebook_KD, dim=0, return_inverse=True)
+    index_K = torch.arange(len(codebook_KD), device=codebook_KD.device)
+    return codes_UD, index_K.new_full((len(codes_UD),), _NONE).scatter_reduce_(0, which_K, index_K, "amin")
 
 
 def _sum_in_order(difference_PD: Tensor) -> Tensor:

@@ -45,9 +45,11 @@ def ema_step(
 ) -> tuple[Float[Tensor, "codes dim"], Float[Tensor, " codes"]]:
     """``n' = d n + (1 - d) c``, ``e' = e + (1 - d)/n' * sum(z - e)``: the published average in residual form.
 
-    Algebraically van den Oord et al. 2017, eq. 6 to 8; a code that was not chosen keeps its bits.
+    Algebraically van den Oord et al. 2017, eq. 6 to 8; a code that was not chosen keeps its bits, and so does one
+    whose sum overflowed.
     """
     n = decay * n + (1 - decay) * counts
     chosen = counts > 0
     rate = torch.where(chosen, (1 - decay) / n, 0)
-    return torch.where(chosen[:, None], codebook + rate[:, None] * sums, codebook), n
+    moved = codebook + rate[:, None] * sums
+    return torch.where((chosen & torch.isfinite(moved).all(1))[:, None], moved, codebook), n

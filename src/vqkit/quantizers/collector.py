@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -29,14 +30,15 @@ class Statistics(NamedTuple):
 
 
 class Collector:
-    """Two leaves that autograd fills, and the key of the sample.
+    """Two leaves that autograd fills; ``key`` gives the key of the sample, which changes from step to step.
 
     The leaves are expanded from one element: they take no memory, belong to no module, and so are neither reduced nor
-    broadcast, decayed nor clipped. The flat gradient of ``statistics`` is (1 + K + K D,): faulty, counts, sums. That of
+    broadcast, decayed nor clipped. The flat gradient of ``statistics`` is (1 + K + K D,): faulty, counts (exact
+    up to 2^24 vectors of one code in one step), sums. That of
     ``sample`` cannot be added up, so a hook merges it when autograd has accumulated it, and only then.
     """
 
-    def __init__(self, codebook: Tensor, sums: bool, vectors: int, key: Tensor, needs_step: bool) -> None:
+    def __init__(self, codebook: Tensor, sums: bool, vectors: int, key: Callable[[], Tensor], needs_step: bool) -> None:
         self.codes, self.dim = codebook.shape
         self.width = self.dim if sums else 0
         self.key = key
@@ -70,7 +72,7 @@ class Collector:
     def merge(self, flat: Tensor, samples: Tensor) -> Statistics:
         """The statistics of all ranks: their sum, and the samples of all of them, of which the smallest hashes stay."""
         flat, samples = flat.to(self.statistics), samples.to(self.statistics).view(-1, self.dim)
-        return self._unflatten(flat, sample_rows(samples, self.key, 0 if self.sample is None else len(self.sample)))
+        return self._unflatten(flat, sample_rows(samples, self.key(), 0 if self.sample is None else len(self.sample)))
 
     def _unflatten(self, flat: Tensor, sample: Tensor) -> Statistics:
         counts, sums = flat[1 : 1 + self.codes], flat[1 + self.codes :].view(-1, self.dim)
@@ -88,8 +90,9 @@ class Collector:
 
     def _merge(self, leaf: Tensor) -> None:
         both = [rows for rows in (self._merged, leaf.grad) if rows is not None]
-        self._merged, leaf.grad = sample_rows(torch.cat(both), self.key, leaf.shape[0]), None
+        self._merged, leaf.grad = sample_rows(torch.cat(both), self.key(), leaf.shape[0]), None
 
 
 def _leaf(like: Tensor, *shape: int) -> Tensor:
-    return like.detach().new_zeros(1).expand(*shape).requires_grad_()
+    dtype = torch.promote_types(like.dtype, torch.float32)  # a frozen codebook may be in half precision
+    return like.detach().new_zeros(1, dtype=dtype).expand(*shape).requires_grad_()

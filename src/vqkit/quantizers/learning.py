@@ -62,7 +62,8 @@ class Attachment:
     def remove(self) -> None:
         self._hook.remove()
         for quantizer in self._quantizers:
-            quantizer.attachment = None
+            if quantizer.attachment is self:
+                quantizer.attachment = None
 
 
 def attach(optimizer: Optimizer, model: nn.Module, group: dist.ProcessGroup | None = None) -> Attachment:

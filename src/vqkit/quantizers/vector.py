@@ -15,7 +15,7 @@ from vqkit.functional.estimators import Estimator, StraightThrough
 from vqkit.functional.lookup import look_up
 from vqkit.functional.quantize import quantize, statistics_of
 from vqkit.functional.sampling import sample_rows
-from vqkit.functional.search import nearest_codes
+from vqkit.functional.search import search
 from vqkit.quantizers.base import Losses, Quantized, Quantizer
 from vqkit.quantizers.collector import Collector, Statistics
 
@@ -85,6 +85,10 @@ class VectorQuantizer(Quantizer):
                 raise ValueError(f"{name} is {size}; it must be at least 1.")
         if not 0 <= commitment < float("inf"):
             raise ValueError(f"commitment is {commitment}; it must be finite and not negative, for example 0.25.")
+        if isinstance(update, Frozen) and revival.vectors(codebook_size):
+            raise ValueError(
+                f"revival is {revival}, which moves codes, but update=Frozen() never does: use NoRevival()."
+            )
         self.dim, self.codebook_size, self.commitment = dim, codebook_size, commitment
         self.update, self.estimator, self.start, self.revival = update, estimator, start, revival
         self.attachment: object | None = None
@@ -123,28 +127,25 @@ class VectorQuantizer(Quantizer):
             else:
                 self._require_start()
         searched_ND = z_ND if mask_N is None else torch.where(mask_N[:, None], z_ND, 0)
-        indices_N = nearest_codes(searched_ND, codebook_KD)
+        indices_N = search(searched_ND, codebook_KD.detach())
         if self.training and torch.is_grad_enabled():
             statistics_leaf, sample_leaf = self.collector.statistics, self.collector.sample
             sampled = self._sample(z_ND, mask_N)
-        z_q, codebook_loss, commitment = quantize(
-            *(z_ND, codebook_KD, indices_N, self.estimator, self.commitment),
+        z_q, codebook_loss, commitment, total = quantize(
+            *(z, codebook_KD, indices_N, self.estimator, self.commitment),
             *(mask_N, statistics_leaf, sample_leaf, sampled),
         )
-        total = codebook_loss + commitment if self.update.by_gradient else commitment
         if mask_N is not None:
             indices_N = torch.where(mask_N, indices_N, -1)
-        return Quantized(
-            z_q.reshape(z.shape), indices_N.reshape(z.shape[:-1]), Losses(codebook_loss, commitment, total)
-        )
+        return Quantized(z_q, indices_N.view(z.shape[:-1]), Losses(codebook_loss, commitment, total))
 
     def encode(self, z: Float[Tensor, "... dim"], mask: Bool[Tensor, "..."] | None = None) -> Int[Tensor, "..."]:
         """The index of the nearest code for each vector; -1 where ``mask`` is False."""
         z_ND, mask_N = self._flat(z, mask)
         self._require_start()
         if mask_N is None:
-            return nearest_codes(z_ND, self.codebook).reshape(z.shape[:-1])
-        indices_N = nearest_codes(torch.where(mask_N[:, None], z_ND, 0), self.codebook)
+            return search(z_ND, self.codebook.detach()).view(z.shape[:-1])
+        indices_N = search(torch.where(mask_N[:, None], z_ND, 0), self.codebook.detach())
         return torch.where(mask_N, indices_N, -1).reshape(z.shape[:-1])
 
     def decode(self, indices: Int[Tensor, "..."], dtype: torch.dtype | None = None) -> Float[Tensor, "... dim"]:
@@ -167,15 +168,15 @@ class VectorQuantizer(Quantizer):
         """
         z_ND, mask_N = self._flat(z, mask)
         searched_ND = z_ND if mask_N is None else torch.where(mask_N[:, None], z_ND, 0)
-        indices_N = nearest_codes(searched_ND, self.codebook)
-        residual_ND = searched_ND.to(self.codebook.dtype) - self.codebook[indices_N]
+        indices_N = search(searched_ND, self.codebook)
+        residual_ND = searched_ND.to(self.collector.statistics.dtype) - self.codebook[indices_N]
         leaf = self.collector.statistics
         flat = statistics_of(residual_ND, indices_N, mask_N, self.codebook_size, leaf.numel())
         self.collector.add(flat.to(leaf.dtype), self._sample(z_ND, mask_N))
 
     @torch.no_grad()
     def set_codebook(self, codes: Float[Tensor, "codes dim"]) -> None:
-        """Replaces every code; a start from data that was still to come does not come any more."""
+        """Replaces every code, as ``Given`` does at the start; a start from data that was still to come is off."""
         if tuple(codes.shape) != (self.codebook_size, self.dim):
             raise ValueError(
                 f"codes has shape {tuple(codes.shape)}; it must be {(self.codebook_size, self.dim)}, as the codebook."
@@ -183,6 +184,8 @@ class VectorQuantizer(Quantizer):
         if not bool(torch.isfinite(codes).all()):
             raise ValueError("codes holds NaN or infinity; every code must be finite.")
         self.codebook.copy_(codes)
+        self.n.fill_(1)
+        self.idle.zero_()
         self.started.fill_(True)
         self._prepare()
 
@@ -235,7 +238,7 @@ class VectorQuantizer(Quantizer):
     # --- private --------------------------------------------------------------------------------------------------
 
     def _flat(self, z: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """(..., dim) to (N, dim), after a look at shapes and dtypes."""
+        """(..., dim) to (N, dim) without gradient, after a look at shapes and dtypes."""
         if z.ndim == 0 or z.shape[-1] != self.dim:
             fix = (
                 "the channels come first here: wrap the quantizer, vqkit.ChannelsFirst(vq)"
@@ -246,22 +249,22 @@ class VectorQuantizer(Quantizer):
         if not z.is_floating_point():
             raise ValueError(f"z has dtype {z.dtype}; it must be floating: convert it with z.float().")
         if mask is None:
-            return z.reshape(-1, self.dim), None
+            return z.detach().reshape(-1, self.dim), None
         if mask.shape != z.shape[:-1] or mask.dtype != torch.bool:
             raise ValueError(
                 f"mask has shape {tuple(mask.shape)} and dtype {mask.dtype}; for z of shape {tuple(z.shape)} it must "
                 f"be {tuple(z.shape[:-1])} and torch.bool, True where a vector counts."
             )
-        return z.reshape(-1, self.dim), mask.reshape(-1)
+        return z.detach().reshape(-1, self.dim), mask.reshape(-1)
 
     def _sample(self, z_ND: Tensor, mask_N: Tensor | None) -> Tensor | None:
         leaf = self.collector.sample
         if leaf is None:
             return None
-        rows = z_ND.detach().to(self.codebook.dtype)
+        rows = z_ND.to(leaf.dtype)
         if mask_N is not None:
             rows = torch.where(mask_N[:, None], rows, torch.nan)  # the sample passes over what is not finite
-        return sample_rows(rows, self.collector.key, len(leaf))
+        return sample_rows(rows, self._key(), len(leaf))
 
     def _require_start(self) -> None:
         if self.pending and not bool(self.codebook.any()):
@@ -278,7 +281,6 @@ class VectorQuantizer(Quantizer):
         self.steps.add_(1)
         if self.pending:
             self._prepare()  # from now on another number of vectors is sampled
-        self.collector.key.copy_(_key(self.seed, self.steps))
 
     def _prepare(self) -> None:
         """Makes the leaves anew: after a start, a load, a move. What they had collected is dropped."""
@@ -286,16 +288,18 @@ class VectorQuantizer(Quantizer):
         wanted = self.start if isinstance(self.start, DataStart) and self.pending else self.revival
         vectors = wanted.vectors(self.codebook_size)
         needs_step = self.update.needs_sums or vectors > 0
-        key = _key(self.seed, self.steps)
-        self.collector = Collector(self.codebook, self.update.needs_sums, vectors, key, needs_step)
+        self.collector = Collector(self.codebook, self.update.needs_sums, vectors, self._key, needs_step)
+
+    def _key(self) -> Tensor:
+        """Of the sample; computed when used, because DDP hands rank 0's seed to the others after construction."""
+        return self.seed + self.steps * 0x632BE59BD9B4E019  # odd: distinct steps give distinct keys modulo 2^64
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> VectorQuantizer:
-        learns = not isinstance(self.update, Frozen)
-
         def keep_float32(tensor: Tensor) -> Tensor:
             """An average in bfloat16 stalls: what learns follows to a device, but not to a low precision."""
             moved = fn(tensor)
-            return tensor.to(moved.device) if learns and moved.dtype in _LOW else moved
+            follows = tensor is self.codebook and isinstance(self.update, Frozen)
+            return tensor.to(moved.device) if moved.dtype in _LOW and not follows else moved
 
         super()._apply(keep_float32, recurse)
         self._prepare()
@@ -307,10 +311,6 @@ class VectorQuantizer(Quantizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._prepare()
-
-
-def _key(seed: Tensor, steps: Tensor) -> Tensor:
-    return seed + steps * 0x632BE59BD9B4E019  # odd: distinct steps give distinct keys modulo 2^64
 
 
 def _prepare_after_load(module: VectorQuantizer, _: object) -> None:
