@@ -7,6 +7,8 @@ import sys
 
 def main() -> None:
     """Runs the command line, or says which packages it needs."""
+    # A name that the terminal's encoding lacks shall not end the program.
+    sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
     try:
         from vqkit.cli import run
     except ModuleNotFoundError as error:

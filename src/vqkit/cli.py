@@ -17,38 +17,47 @@ if TYPE_CHECKING:
 _FAILURE, _USAGE, _INTERRUPTED = 1, 2, 130
 
 
+# What is optional is absent as None, which constructor=str keeps out of reach of the text "None"; the empty text, which
+# an unset shell variable gives, then is a path like any other, and none that exists.
+_Data = Positional[Annotated[str | None, arg(constructor=str, metavar="[DATA]", help_behavior_hint="")]]
+
+
+class UsageError(ValueError):
+    """The command as it was typed cannot be carried out."""
+
+
 def train(
-    data: Positional[Annotated[str, arg(metavar="DATA", help_behavior_hint="")]] = "",
+    data: _Data = None,
     /,
     recipe: Annotated[str, arg(metavar="NAME")] = "photos",
-    out: Annotated[str, arg(metavar="DIR", help_behavior_hint="")] = "",
-    steps: Annotated[int, arg(metavar="N", help_behavior_hint="")] = 0,
+    out: Annotated[str | None, arg(constructor=str, metavar="DIR", help_behavior_hint="")] = None,
+    steps: Annotated[str | None, arg(constructor=str, metavar="N", help_behavior_hint="")] = None,
     settings: Annotated[
-        tuple[tuple[str, ...], ...], UseAppendAction, arg(name="set", metavar="KEY=VALUE", help_behavior_hint="")
+        tuple[tuple[str, ...], ...], UseAppendAction, arg(name="set", metavar="KEY=VALUE ...", help_behavior_hint="")
     ] = (),
 ) -> int:
-    """Train a VQ-VAE on images.
+    """Train a VQ-VAE on images, and write a report of it.
 
     Args:
         data: a folder of images, one image, .npy, .npz or an idx file; without it, bundled photos
         recipe: where the settings begin: photos or digits
         out: directory for the results, new or empty; without it, the next free runs/N
         steps: how many training steps; without it, as many as the recipe says
-        settings: change settings: --set codebook_size=256 "update=EMA(decay=0.95)"
+        settings: change settings: --set codebook_size=256 "update=EMA(decay=0.95)"; a run's config.json has them all
     """
-    from rich.console import Console
-
     from vqkit import runs
     from vqkit.data import open_images
     from vqkit.training import progress_for, resolve
 
     changes = [setting for group in settings for setting in group]
-    config = resolve(recipe, [*changes, *([f"steps={steps}"] if steps else [])])
-    images = open_images(data or None)
+    try:
+        config = resolve(recipe, changes if steps is None else [*changes, f"steps={steps}"])
+    except ValueError as error:
+        raise UsageError(error) from error
+    images = open_images(data)
     _say_skipped(images)
-    console = Console()
-    console.print(f"training on {images.description}", highlight=False)
-    run = runs.train(config, data or None, out or None, progress_for(console, config.steps), images)
+    print(f"training on {images.description}", flush=True)
+    run = runs.train(config, data, out, progress_for(config.steps), images)
     for split, figures in run.figures.items():
         print(f"{split}: {_line(figures)}")
     print(f"{run.steps} steps in {run.seconds:.0f} s; the report is {run.report}")
@@ -59,7 +68,7 @@ def train(
 
 def evaluate(
     run: Positional[Annotated[str, arg(metavar="RUN")]],
-    data: Positional[Annotated[str, arg(metavar="DATA", help_behavior_hint="")]] = "",
+    data: _Data = None,
     /,
     as_json: Annotated[bool, arg(name="json", help_behavior_hint=""), tyro.conf.FlagCreatePairsOff] = False,
 ) -> int:
@@ -72,7 +81,7 @@ def evaluate(
     """
     from vqkit import runs
 
-    splits, images = runs.evaluate_run(run, data or None)
+    splits, images = runs.evaluate_run(run, data)
     _say_skipped(images)
     rows = {split: figures.to_json() for split, figures in splits.items()}
     if as_json:
@@ -99,6 +108,8 @@ def reconstruct(
     """
     from vqkit import runs
 
+    if not out.lower().endswith(".png"):
+        raise UsageError(f"-o {out}: a PNG is written, so the name must end in .png.")
     print(f"{out}: PSNR {runs.reconstruct_image(run, image, out):.2f} dB")
     return 0
 
@@ -119,10 +130,13 @@ def run(arguments: Sequence[str]) -> int:
     """
     debug = "--debug" in arguments
     try:
+        if not arguments:
+            raise UsageError("name a command: train, eval, reconstruct or info; vqkit --help says more.")
         return tyro.extras.subcommand_cli_from_dict(
             {"train": train, "eval": evaluate, "reconstruct": reconstruct, "info": info},
             prog="vqkit",
-            description="Train, inspect and use vector-quantized autoencoders.",
+            description="Train, inspect and use vector-quantized autoencoders.\n"
+            "Any command takes --debug, which shows the traceback of an error.",
             args=[argument for argument in arguments if argument != "--debug"],
         )
     except KeyboardInterrupt:
@@ -146,7 +160,7 @@ def _short(value: Any) -> str:
 
 def _say_skipped(images: Images, most: int = 5) -> None:
     if images.skipped:
-        print(f"vqkit: skipped {len(images.skipped)} files that are no images:", file=sys.stderr)
+        print(f"vqkit: skipped, being no images: {len(images.skipped)} files", file=sys.stderr)
         for name, reason in images.skipped[:most]:
             print(f"  {name}: {reason}", file=sys.stderr)
         if len(images.skipped) > most:
@@ -156,13 +170,10 @@ def _say_skipped(images: Images, most: int = 5) -> None:
 def _explain(error: Exception) -> tuple[str, int]:
     """One line for a person, and the exit code."""
     if isinstance(error, ModuleNotFoundError):
-        extra = "torch" if error.name == "torch" else "train"
-        return f"{error.name} is not installed: pip install 'vqkit[{extra}]'", _FAILURE
-    text = " ".join(str(error).split()) or type(error).__name__
-    from vqkit.data import NoSuchPath
-
-    slips = (NoSuchPath, FileExistsError)
-    return text, _USAGE if isinstance(error, slips) else _FAILURE
+        return f"{error.name} is not installed: pip install 'vqkit[train]'", _FAILURE
+    text = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
+    slips = (UsageError, FileExistsError, FileNotFoundError, NotADirectoryError)
+    return " ".join(text.split()) or type(error).__name__, _USAGE if isinstance(error, slips) else _FAILURE
 
 
 def _fail(message: str, code: int) -> int:

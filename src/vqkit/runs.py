@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import platform
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
 import vqkit
 from vqkit.data import Images, RandomCrops, open_images
@@ -51,10 +55,6 @@ class Run:
         return self.directory / "report.html"
 
 
-class OutputExists(ValueError):
-    """The output is there already; nothing is overwritten."""
-
-
 def train(
     config: Config = RECIPES["photos"],
     data: str | os.PathLike[str] | None = None,
@@ -62,7 +62,7 @@ def train(
     progress: Progress | None = None,
     images: Images | None = None,
 ) -> Run:
-    """Trains a VQ-VAE and leaves ``config.json``, ``model.safetensors``, ``metrics.jsonl`` and ``report.html`` in ``out``.
+    """Trains a VQ-VAE; leaves ``config.json``, ``model.safetensors``, ``metrics.jsonl``, ``report.html`` in ``out``.
 
     Args:
         config: what to train; ``vqkit.training.resolve("photos", ["steps=500"])`` makes one from a recipe.
@@ -72,7 +72,8 @@ def train(
         images: ``open_images(data)``, where that was called already.
 
     Raises:
-        ValueError: data that cannot be used, or an ``out`` that holds files.
+        ValueError: data that cannot be used.
+        FileExistsError: ``out`` holds files already; nothing is overwritten.
         Diverged: the loss is no longer a number.
     """
     images = open_images(data) if images is None else images
@@ -86,10 +87,10 @@ def train(
         names=images.names,
         multiple=config.model.architecture.stride,
     )
-    directory = _output(out)
-    began = time.monotonic()
     torch.manual_seed(config.seed)
     model = config.model.build(seed=config.seed)
+    directory = _output(out)
+    began = time.monotonic()
     entries: dict[str, Any] = {
         "format": 1,
         "vqkit": vqkit.__version__,
@@ -124,7 +125,10 @@ def evaluate_run(
         images = open_images(data)
         figures, _ = evaluate(model, (*images.images, *images.held_out))
         return {"data": figures}, images
-    images = open_images(read_config(Path(run)).get("data"))
+    trained_on = read_config(Path(run)).get("data")
+    if trained_on is not None and not os.path.exists(trained_on):
+        raise FileNotFoundError(f"{run} was trained on {trained_on}, which is gone: vqkit eval RUN DATA.")
+    images = open_images(trained_on)
     return evaluate_splits(model, images)[0], images
 
 
@@ -132,22 +136,26 @@ def reconstruct_image(run: str | os.PathLike[str], image: str | os.PathLike[str]
     """Writes what the run's model makes of an image of any size as a PNG; the PSNR in dB.
 
     Raises:
-        OutputExists: ``out`` is there already.
+        FileExistsError: ``out`` is there already.
+        FileNotFoundError: no such run, image, or directory for ``out``.
+        ValueError: ``image`` holds several.
     """
-    from PIL import Image
-
-    if os.path.exists(out):
-        raise OutputExists(f"{out} exists already and is not overwritten: choose another name for -o.")
-    if not os.fspath(out).lower().endswith(".png"):
-        raise ValueError(f"-o {out}: the output is a PNG, so its name must end in .png.")
+    if os.path.lexists(out):
+        raise FileExistsError(f"{out} exists already and is not overwritten: choose another name.")
+    if not Path(out).parent.is_dir():
+        raise FileNotFoundError(f"{Path(out).parent} is no directory to write into: make it first.")
     model = VQVAE.from_pretrained(run)
-    original = open_images(image).images[0]
+    images = open_images(image)
+    if len(images.images) + len(images.held_out) > 1:
+        raise ValueError(f"{image} holds {len(images.images) + len(images.held_out)} images: name one image.")
+    original = images.images[0]
     if model.config is not None and original.shape[2] != model.config.channels:
         original = _with_channels(original, model.config.channels)
     restored, _ = reconstruct(model, original)
-    partial = Path(f"{out}.partial")
-    Image.fromarray(restored.squeeze(2) if restored.shape[2] == 1 else restored).save(partial, format="PNG")
-    os.replace(partial, out)
+    png = BytesIO()
+    Image.fromarray(restored.squeeze(2) if restored.shape[2] == 1 else restored).save(png, format="PNG")
+    with open(out, "xb") as file:  # x: also where another program made it meanwhile
+        file.write(png.getbuffer())
     return _psnr(original, restored)
 
 
@@ -179,15 +187,23 @@ def evaluate_splits(model: VQVAE, images: Images) -> tuple[dict[str, Figures], t
 
 def _output(out: str | os.PathLike[str] | None) -> Path:
     if out is None:
-        number = 1
-        while Path("runs", str(number)).exists():
-            number += 1
-        out = Path("runs", str(number))
+        return _next_free(Path("runs"))
+    if not os.fspath(out):
+        raise FileNotFoundError("--out is empty: name a directory, or leave it out for the next free runs/N.")
     directory = Path(out)
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise OutputExists(f"{directory} holds files already and nothing is overwritten: choose another --out.")
+        raise FileExistsError(f"{directory} holds files already and nothing is overwritten: choose another --out.")
     directory.mkdir(parents=True, exist_ok=True)
     return directory
+
+
+def _next_free(parent: Path) -> Path:
+    parent.mkdir(exist_ok=True)
+    for number in itertools.count(1):
+        with suppress(FileExistsError):  # two runs that begin at once get two directories
+            (parent / str(number)).mkdir()
+            break
+    return parent / str(number)
 
 
 def _variance(images: tuple[np.ndarray, ...]) -> float:
@@ -204,8 +220,6 @@ def _psnr(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def _with_channels(image: np.ndarray, channels: int) -> np.ndarray:
-    from PIL import Image
-
     if channels == 3:
         return np.repeat(image, 3, axis=2)
     return np.asarray(Image.fromarray(image).convert("L"))[:, :, None]

@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     from jaxtyping import UInt8
 
 
+_LEVELS = np.linspace(0, 1, 256)
+
+
 @dataclass(frozen=True)
 class NoAugmentation:
     """The crop as it is."""
@@ -21,19 +24,25 @@ class NoAugmentation:
 
 @dataclass(frozen=True)
 class Photographic:
-    """Mirrors half of the crops left to right, and gives each an exposure: ``v^g`` with ``log g ~ U(-gamma, gamma)``.
+    """Mirrors half of the crops left to right, and gives each another exposure and white balance.
 
-    Six photos hold few exposures; a held-out one is reconstructed better when training has seen more.
+    A value v in [0, 1] becomes ``v^g``, ``log g = a + b`` with ``a ~ U(-exposure, exposure)`` for the crop and
+    ``b ~ U(-balance, balance)`` for each channel. Six photos hold few colours: without it the error that a held-out
+    photo keeps in the mean of 32x32 blocks is twice as large.
     """
 
-    gamma: float = 0.5
+    exposure: float = 0.5
+    balance: float = 0.2
 
     def __post_init__(self) -> None:
-        if not 0 <= self.gamma <= 3:
-            raise ValueError(f"gamma is {self.gamma}; it must be between 0 and 3, for example 0.5.")
+        for name in ("exposure", "balance"):
+            if not 0 <= getattr(self, name) <= 3:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be between 0 and 3, for example 0.2.")
 
     def __call__(self, crop: UInt8[np.ndarray, "S S C"], rng: np.random.Generator) -> UInt8[np.ndarray, "S S C"]:
         if rng.random() < 0.5:
             crop = crop[:, ::-1]
-        levels = np.linspace(0, 1, 256) ** np.exp(rng.uniform(-self.gamma, self.gamma))
-        return np.take(np.rint(255 * levels).astype(np.uint8), crop)
+        channels = crop.shape[2]
+        shift = rng.uniform(-self.exposure, self.exposure) + rng.uniform(-self.balance, self.balance, channels)
+        levels = np.rint(255 * _LEVELS ** np.exp(shift)[:, None]).astype(np.uint8)
+        return np.stack([np.take(levels[c], crop[:, :, c]) for c in range(channels)], axis=2)

@@ -5,7 +5,7 @@ class DataError(ValueError):
     """Data that cannot be used; the message is one line: the path, the value, the constraint, the fix."""
 
 
-class NoSuchPath(DataError):
+class NoSuchPath(DataError, FileNotFoundError):
     """The path that was given does not exist: a slip in the command rather than a fault of the data."""
 
 

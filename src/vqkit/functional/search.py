@@ -205,7 +205,7 @@ def _decide(z_MD: Tensor, codebook_KD: Tensor) -> Tensor:
 
 
 def _distinct(codebook_KD: Tensor) -> tuple[Tensor, Tensor]:
-    """The distinct codes and the lowest index of each: equal ones, as in a codebook of zeros, would tie on every row."""
+    """The distinct codes and the lowest index of each: equal ones, as in a codebook of zeros, tie on every row."""
     codes_UD, which_K = torch.unique(codebook_KD, dim=0, return_inverse=True)
     index_K = torch.arange(len(codebook_KD), device=codebook_KD.device)
     return codes_UD, index_K.new_full((len(codes_UD),), _NONE).scatter_reduce_(0, which_K, index_K, "amin")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import difflib
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -36,29 +37,35 @@ def parse_object(slot: str, text: str, slots: Mapping[str, tuple[type, ...]] = S
     choices = ", ".join(f"{name}()" for name in allowed)
     try:
         node: ast.expr = ast.parse(text.strip(), mode="eval").body
-    except SyntaxError:
+    except (SyntaxError, MemoryError, RecursionError):  # the latter two: thousands of brackets
         raise ValueError(f"{slot}={text!r} cannot be read; write one of {choices}.") from None
     name = node.func if isinstance(node, ast.Call) else node
     if not isinstance(name, ast.Name) or name.id not in allowed:
         raise ValueError(f"{slot}={text!r} names no object for this slot; write one of {choices}.")
-    if isinstance(node, ast.Name):
+    if not isinstance(node, ast.Call):
         return allowed[name.id]()
-    fields = [field.name for field in dataclasses.fields(allowed[name.id])]
-    example = f"{name.id}({', '.join(f'{field}=...' for field in fields)})"
+    types = {field.name: field.type for field in dataclasses.fields(allowed[name.id])}
+    example = f"{name.id}({', '.join(f'{field}=...' for field in types)})"
     values: dict[str, Any] = {}
     if node.args:
         raise ValueError(f"{slot}={text!r}: name each field, as in {example}.")
     for keyword in node.keywords:
-        if keyword.arg not in fields:
+        if keyword.arg is None or keyword.arg not in types:
             raise ValueError(f"{slot}={text!r}: {name.id} has no field {keyword.arg!r}; write {example}.")
-        try:
-            values[keyword.arg] = ast.literal_eval(keyword.value)
-        except ValueError:
-            raise ValueError(f"{slot}={text!r}: {keyword.arg} must be a literal, as in {example}.") from None
+        values[keyword.arg] = _literal(keyword.value)
+        whole = types[keyword.arg] == "int"
+        if type(values[keyword.arg]) not in ((int,) if whole else (int, float)):
+            raise ValueError(f"{slot}={text!r}: {keyword.arg} must be a {'whole ' if whole else ''}number.")
+    return allowed[name.id](**values)
+
+
+def _literal(node: ast.expr) -> Any:
+    """The finite number that a literal is, or None."""
     try:
-        return allowed[name.id](**values)
-    except TypeError as error:
-        raise ValueError(f"{slot}={text!r}: {error}.") from None
+        value = ast.literal_eval(node)
+        return value if math.isfinite(value) else None
+    except (ValueError, TypeError, OverflowError, MemoryError, RecursionError):
+        return None
 
 
 def nearest_names(name: str, names: list[str]) -> str:

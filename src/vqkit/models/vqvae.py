@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from vqkit.codebooks import EMA, KMeans, Reseed, Revival, Start, Update
@@ -42,6 +42,20 @@ class ModelConfig:
     estimator: Estimator = StraightThrough()
     start: Start = KMeans()
     revival: Revival = Reseed()
+
+    def __post_init__(self) -> None:
+        for name in ("channels", "dim", "codebook_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        if not 0 <= self.commitment < float("inf"):
+            raise ValueError(f"commitment is {self.commitment}; it must be finite and not negative, for example 0.25.")
+        for slot, classes in SLOTS.items():
+            if not isinstance(getattr(self, slot), classes):
+                choices = ", ".join(f"{cls.__name__}()" for cls in classes)
+                raise ValueError(
+                    f"{slot} is {getattr(self, slot)!r}; a configuration names one of {choices}. For any other "
+                    "object compose the model yourself: VQVAE(encoder, quantizer, decoder)."
+                )
 
     def build(self, seed: int | None = None) -> VQVAE:
         """A fresh model."""
@@ -115,7 +129,8 @@ class VQVAE(nn.Module):
     @torch.no_grad()
     def decode(self, indices: Int[Tensor, "batch ..."]) -> Float[Tensor, "batch ..."]:
         """What the decoder makes of indices."""
-        return self.decoder(self.quantizer.decode(indices, next(self.decoder.parameters()).dtype))
+        dtype = next((parameter.dtype for parameter in self.decoder.parameters()), None)
+        return self.decoder(self.quantizer.decode(indices, dtype))
 
     def save_pretrained(self, directory: str | os.PathLike[str]) -> None:
         """Writes ``config.json`` and ``model.safetensors`` into ``directory``, each whole or not at all.
@@ -124,8 +139,8 @@ class VQVAE(nn.Module):
         """
         if self.config is None:
             raise ValueError(
-                "this model was composed by hand, so its modules cannot be named in a file: save model.state_dict() with "
-                "safetensors.torch.save_file, or build the model with vqkit.models.ModelConfig(...).build()."
+                "this model was composed by hand, so its modules cannot be named in a file: save model.state_dict() "
+                "with safetensors.torch.save_file, or build the model with vqkit.models.ModelConfig(...).build()."
             )
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
@@ -134,7 +149,7 @@ class VQVAE(nn.Module):
         entries |= {"format": FORMAT, "model": self.config.to_json()}
         weights = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
         partial = directory / "model.safetensors.partial"
-        save_file(weights, partial)
+        partial.write_bytes(save(weights))  # save_file would make it readable by its owner alone
         os.replace(partial, directory / "model.safetensors")
         write_json(path, entries)
 
@@ -143,6 +158,7 @@ class VQVAE(nn.Module):
         """The model that ``save_pretrained`` or ``vqkit train`` left in ``directory``, in evaluation mode.
 
         Raises:
+            FileNotFoundError: no such directory.
             ValueError: a missing, damaged or foreign file, or a newer format; the message names it.
         """
         directory = Path(directory)
@@ -154,12 +170,12 @@ class VQVAE(nn.Module):
             model.load_state_dict(load_file(path, device="cpu"))
         except FileNotFoundError:
             raise ValueError(f"{directory} has no model.safetensors: it is no finished run; train it again.") from None
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{directory / 'config.json'} does not describe a model ({error}).") from None
         except SafetensorError as error:
             raise ValueError(f"{path} is damaged or no safetensors file ({error}); copy or train it again.") from None
         except RuntimeError as error:
-            reason = str(error).splitlines()[-1].strip()
+            reason = str(error).splitlines()[-1].strip()[:200]
             raise ValueError(f"{path} does not fit the model in config.json ({reason}).") from None
         return model.to(device).eval()
 
@@ -168,7 +184,7 @@ def read_config(directory: Path) -> dict[str, Any]:
     """``config.json`` of a run directory, of a format that this version reads."""
     path = directory / "config.json"
     if not directory.is_dir():
-        raise ValueError(f"{directory} is no directory: name a run, as vqkit train leaves it.")
+        raise FileNotFoundError(f"{directory} is no directory: name a run, as vqkit train leaves it.")
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
         version = entries["format"]

@@ -38,7 +38,7 @@ class Log:
 
     def place(self, values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
         """log10 of the values, NaN where there is none."""
-        return np.log10(np.where(values > 0, values, np.nan))
+        return np.log10(np.where(values > 1e-100, values, np.nan))  # digits of a double end at 1e-308
 
     def ticks(self, low: float, high: float) -> list[float]:
         """The two ticks around [low, high] and those between; over many decades only powers of ten between.

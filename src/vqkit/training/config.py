@@ -20,7 +20,7 @@ class Config:
     """
 
     model: ModelConfig = field(default_factory=ModelConfig)
-    steps: int = 2000
+    steps: int = 1800
     batch: int = 16
     crop: int = 32
     augmentation: Photographic | NoAugmentation = Photographic()
@@ -35,8 +35,8 @@ class Config:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")
         for name in ("warmup", "weight_decay", "seed"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise ValueError(f"{name} is {getattr(self, name)}; it must not be negative.")
+            if not 0 <= getattr(self, name) < 2**63:  # the seed is kept in 64 bits
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be from 0 to 2^63.")
         if not 0 < self.learning_rate < float("inf"):
             raise ValueError(f"learning_rate is {self.learning_rate}; it must be positive, for example 0.002.")
         stride = self.model.architecture.stride
@@ -53,7 +53,7 @@ class Config:
 
 
 RECIPES: dict[str, Config] = {
-    "photos": Config(),
+    "photos": Config(ModelConfig(dim=16)),
     "digits": Config(
         ModelConfig(channels=1, architecture=Convolutional(hidden=64), dim=16, codebook_size=128),
         steps=1000,
@@ -85,7 +85,7 @@ def resolve(recipe: str, settings: Sequence[str] = ()) -> Config:
     for setting in settings:
         key, equals, text = setting.partition("=")
         if not equals:
-            raise ValueError(f"--set {setting!r} has no '='; write key=value, for example steps=500.")
+            raise ValueError(f"--set {setting!r} is no key=value (DATA stands before --set); keys: {', '.join(keys)}")
         if key not in keys:
             raise ValueError(f"--set has no key {key!r}: {nearest_names(key, keys)}")
         value = parse_object(key, text, _SLOTS) if key in _SLOTS else _number(key, text, str(types[key]))
@@ -98,4 +98,4 @@ def _number(key: str, text: str, kind: str) -> int | float:
         return int(text) if kind == "int" else float(text)
     except ValueError:
         wanted = "a whole number" if kind == "int" else "a number"
-        raise ValueError(f"--set {key}={text!r}: {key} must be {wanted}.") from None
+        raise ValueError(f"{key} is {text!r}; it must be {wanted}.") from None

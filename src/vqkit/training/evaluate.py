@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from skimage.metrics import structural_similarity
 from torch import Tensor
 
 from vqkit.codebooks import Usage
@@ -24,12 +25,12 @@ _SSIM_WINDOW = 11  # pixels: a Gaussian of sigma 1.5 cut at 3.5 sigma
 
 @dataclass(frozen=True)
 class Figures:
-    """Errors over all pixels of all images, from the 8-bit reconstructions with values in [0, 1]; codes over all of them.
+    """Errors over all pixels of all images, of 8-bit reconstructions with values in [0, 1]; codes over all images.
 
-    ``mse``; ``nmse = mse / variance of the pixels``; ``psnr = -10 log10(mse)`` in dB; ``ssim``, the mean over the images
-    of at least 11 pixels a side (Wang et al. 2004, Gaussian window), else None; ``usage``, the share of codes chosen;
-    ``perplexity`` of the counts; ``bits_per_pixel`` of the raw codes, ``ceil(log2 K)`` for each, over the pixels coded
-    (an image is padded to a multiple of the stride).
+    ``mse``; ``nmse = mse / variance of the pixels``; ``psnr = -10 log10(mse)`` in dB; ``ssim``, the mean over the
+    images of at least 11 pixels a side (Wang et al. 2004, Gaussian window), else None; ``usage``, the share of codes
+    chosen; ``perplexity`` of the counts; ``bits_per_pixel`` of the raw codes, ``ceil(log2 K)`` for each, over the
+    pixels coded (an image is padded to a multiple of the stride).
     """
 
     images: int
@@ -67,8 +68,6 @@ def reconstruct(
 
 def evaluate(model: VQVAE, images: Iterable[UInt8[np.ndarray, "H W C"]]) -> tuple[Figures, Int[Tensor, " K"]]:
     """The figures over ``images``, and how often each code was chosen."""
-    from skimage.metrics import structural_similarity
-
     was_training = model.training
     model.eval()
     usage = Usage(model.quantizer.codebook_size)
@@ -108,7 +107,7 @@ def evaluate(model: VQVAE, images: Iterable[UInt8[np.ndarray, "H W C"]]) -> tupl
 
 @torch.no_grad()
 def atlas(model: VQVAE, side: int = 7, shown: int = 3) -> UInt8[np.ndarray, "K h w C"]:
-    """What each code decodes to where all of its neighbours are the same code: the middle ``shown`` x ``shown`` codes."""
+    """What each code decodes to where all of its neighbours are the same: the middle ``shown`` x ``shown`` codes."""
     images = []
     for codes in torch.arange(model.quantizer.codebook_size).split(128):
         decoded = model.decode(codes[:, None, None].expand(-1, side, side).to(next(model.parameters()).device))

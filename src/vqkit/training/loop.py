@@ -50,7 +50,7 @@ def fit(
             try:
                 x_hat, indices, losses = model(x)
             except ValueError as error:  # the search found NaN among the encoder's outputs
-                raise Diverged(f"step {step}: {error}") from error
+                raise _diverged(step, str(error), config) from error
             reconstruction = torch.nn.functional.mse_loss(x_hat, x) / variance
             loss = reconstruction + losses.total
             optimizer.zero_grad()
@@ -64,7 +64,7 @@ def fit(
             taken = step + 1
             if taken % config.log_every == 0 or taken == config.steps or interrupted():
                 if not bool(torch.isfinite(sums).all()):
-                    raise Diverged(f"step {step}: the loss is {float(loss)}; lower it with --set learning_rate=...")
+                    raise _diverged(step, "the loss is no longer finite", config)
                 done = (taken - 1) % config.log_every + 1
                 names = ("loss", "reconstruction", "codebook", "commitment")
                 row = {"step": taken, **{name: float(value) / done for name, value in zip(names, sums, strict=True)}}
@@ -82,6 +82,10 @@ def schedule(step: int, config: Config) -> float:
     """The factor on the learning rate: linear over the warmup, then half a cosine to 0."""
     rise = min(1.0, (step + 1) / config.warmup) if config.warmup else 1.0
     return rise * 0.5 * (1 + math.cos(math.pi * step / config.steps))
+
+
+def _diverged(step: int, what: str, config: Config) -> Diverged:
+    return Diverged(f"step {step}: {what}; try a lower learning rate: --set learning_rate={config.learning_rate / 4:g}")
 
 
 def _fresh(model: VQVAE) -> tuple[torch.Tensor, Usage, float]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Protocol
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
@@ -38,7 +38,7 @@ class Silent:
 class Bar:
     """A bar that redraws itself, for a terminal."""
 
-    def __init__(self, steps: int, console: Console) -> None:
+    def __init__(self, steps: int) -> None:
         self._bar = RichProgress(
             TextColumn("step"),
             MofNCompleteColumn(),
@@ -46,7 +46,6 @@ class Bar:
             TextColumn("{task.fields[figures]}"),
             TimeRemainingColumn(),
             TextColumn("left"),
-            console=console,
         )
         self._task = self._bar.add_task("step", total=steps, figures="")
 
@@ -64,8 +63,8 @@ class Bar:
 class Lines:
     """A line now and then, for a log: at least ``seconds`` apart, and the last step."""
 
-    def __init__(self, steps: int, console: Console, seconds: float = 5.0) -> None:
-        self._steps, self._console, self._seconds = steps, console, seconds
+    def __init__(self, steps: int, seconds: float = 5.0) -> None:
+        self._steps, self._seconds = steps, seconds
         self._began = self._last = time.monotonic()
 
     def __enter__(self) -> Lines:
@@ -78,7 +77,7 @@ class Lines:
         now, step = time.monotonic(), int(row["step"])
         if now - self._last >= self._seconds or step == self._steps:
             left = (now - self._began) / step * (self._steps - step)
-            self._console.print(f"step {step}/{self._steps}  {_figures(row)}  {left:.0f} s left", highlight=False)
+            print(f"step {step}/{self._steps}  {_figures(row)}  {left:.0f} s left", flush=True)
             self._last = now
 
 
@@ -86,6 +85,6 @@ def _figures(row: Mapping[str, float]) -> str:
     return f"loss {row['loss']:.4f}  perplexity {row['perplexity']:.0f}  {row['images_per_second']:.0f} images/s"
 
 
-def progress_for(console: Console, steps: int) -> Progress:
-    """A bar on a terminal, lines elsewhere."""
-    return Bar(steps, console) if console.is_terminal else Lines(steps, console)
+def progress_for(steps: int) -> Progress:
+    """A bar where the output is a terminal, lines elsewhere."""
+    return Bar(steps) if sys.stdout.isatty() else Lines(steps)

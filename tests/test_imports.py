@@ -1,0 +1,117 @@
+"""The house: imports point down, files are small, and nobody waits for, or gets, what they did not ask for."""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import vqkit
+
+SOURCE = Path(vqkit.__file__).parent
+FILES = sorted(SOURCE.rglob("*.py"))
+
+# From the roof down: a room imports from itself and from what stands after it.
+ROOMS = (
+    *("__main__", "cli", "gradients", "runs", "report", "codec", "training", "data", "pages", "models"),
+    *("quantizers", "codebooks", "functional", "reference"),
+)
+KNOW_NO_FILES = ROOMS[ROOMS.index("quantizers") :]
+OF_FILES = {"fileinput", "glob", "io", "json", "os", "pathlib", "pickle", "shutil", "tempfile", "safetensors"}
+
+
+def _room(path: Path) -> str:
+    return path.relative_to(SOURCE).parts[0].removesuffix(".py")
+
+
+def _imports(path: Path) -> Iterator[str]:
+    """Every module that a file imports, at its top or anywhere in it; of the package, the module behind each name."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: a relative import, where the rest of the project writes vqkit."
+            if node.module == "vqkit":
+                yield from (_home(alias.name) for alias in node.names)
+            else:
+                yield node.module
+        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "vqkit":
+            yield _home(node.attr)
+
+
+def _home(name: str) -> str:
+    return vqkit._HOME.get(name, "vqkit" if name.startswith("__") else f"vqkit.{name}")
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
+def test_imports_point_down(path: Path) -> None:
+    if path == SOURCE / "__init__.py":
+        return  # the front door opens every room, each when it is asked for
+    room = _room(path)
+    assert room in ROOMS, f"{path} is in no room that this test knows: say above which others it stands"
+    for module in _imports(path):
+        package, _, rest = module.partition(".")
+        if package == "vqkit" and rest:
+            other = rest.split(".")[0]
+            assert other in ROOMS, f"{path} imports {module}, which is in no room"
+            assert ROOMS.index(other) >= ROOMS.index(room), f"{path} imports {module}: that arrow points up"
+        if room in KNOW_NO_FILES:
+            assert package not in OF_FILES, f"{path} imports {module}, but {room} does not know that files exist"
+
+
+def test_the_rule_sees_an_arrow_that_points_up(tmp_path: Path) -> None:
+    file = tmp_path / "file.py"
+    inside = "def f():\n    from vqkit import train"
+    for line in (inside, "import vqkit\nvqkit.train", "import vqkit.runs", "from vqkit import runs"):
+        file.write_text(line)
+        assert "vqkit.runs" in set(_imports(file)), line
+
+
+def test_reference_imports_numpy_alone() -> None:
+    assert set(_imports(SOURCE / "reference.py")) == {"__future__", "numpy"}
+
+
+def test_files_are_short() -> None:
+    lengths = {str(path.relative_to(SOURCE)): len(path.read_text(encoding="utf-8").splitlines()) for path in FILES}
+    assert {name: length for name, length in lengths.items() if length > 400} == {}
+    assert sum(lengths.values()) < 6000
+
+
+def _python(code: str) -> str:
+    env = {**os.environ, "PYTHONPATH": str(SOURCE.parent)}
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env
+    ).stdout.strip()
+
+
+def test_importing_the_package_imports_no_framework() -> None:
+    frameworks = "{'torch', 'jax', 'tensorflow', 'keras', 'numpy'}"
+    assert _python(f"import sys, vqkit; print({frameworks} & set(sys.modules))") == "set()"
+
+
+def test_without_torch_the_extra_is_named() -> None:
+    code = "import sys; sys.modules['torch'] = None\nimport vqkit\ntry: vqkit.EMA\nexcept ImportError as e: print(e)"
+    assert _python(code) == "vqkit.EMA needs PyTorch: pip install 'vqkit[torch]'"
+
+
+def test_every_name_is_there() -> None:
+    for name in vqkit.__all__:
+        assert getattr(vqkit, name) is not None
+    assert set(vqkit.__all__) == set(dir(vqkit))
+    with pytest.raises(AttributeError, match="no attribute 'VectorQuantiser'"):
+        vqkit.VectorQuantiser  # noqa: B018
+
+
+def test_the_quantizer_adds_at_most_a_tenth_of_a_second_to_torch() -> None:
+    """The least of several processes: a busy machine makes any one of them slow, never fast."""
+    code = "import time, torch; t = time.time(); from vqkit import VectorQuantizer; print(time.time() - t)"
+    times: list[float] = []
+    while len(times) < 6 and (not times or min(times) > 0.1):
+        times.append(float(_python(code)))
+    assert min(times) <= 0.1, times

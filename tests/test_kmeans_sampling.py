@@ -1,0 +1,169 @@
+"""The sample of vectors that starts and revivals draw on, and k-means."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from tests.zoo import vectors
+from vqkit import reference
+from vqkit.functional.kmeans import kmeans
+from vqkit.functional.sampling import sample_rows
+
+KEY = torch.tensor(3)
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def as_set(rows: Tensor) -> set[bytes]:
+    return {row.numpy().tobytes() for row in rows}
+
+
+# --- the sample ---------------------------------------------------------------------------------------------------
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    rows=st.integers(0, 40),
+    dim=st.integers(1, 9),
+    size=st.integers(0, 50),
+    key=st.integers(-(2**62), 2**62),
+    seed=st.integers(0, 999),
+    double=st.booleans(),
+)
+def test_a_sample_is_of_the_rows_whatever_their_order_split_and_repetition(
+    rows: int, dim: int, size: int, key: int, seed: int, double: bool
+) -> None:
+    z = vectors(rows, dim, seed=seed, dtype=torch.float64 if double else torch.float32)
+    key_ = torch.tensor(key)
+    sample = sample_rows(z, key_, size)
+    assert sample.shape == (size, dim)
+    assert sample.dtype == z.dtype
+    drawn = min(size, rows)
+    assert torch.isfinite(sample[:drawn]).all()
+    assert torch.isnan(sample[drawn:]).all()
+    assert len(as_set(sample[:drawn])) == drawn
+    assert as_set(sample[:drawn]) <= as_set(z)
+
+    def same(other: Tensor) -> bool:
+        return torch.equal(sample[:drawn], other[:drawn]) and bool(torch.isnan(other[drawn:]).all())
+
+    order = torch.randperm(rows, generator=generator(seed))
+    assert same(sample_rows(z[order], key_, size))
+    assert same(sample_rows(torch.cat([z, z[: rows // 2], z]), key_, size))
+    cut = rows // 3
+    parts = [sample_rows(part, key_, size) for part in (z[:cut], z[cut:], z[:0])]
+    assert same(sample_rows(torch.cat(parts), key_, size)), "samples do not merge into the sample of the union"
+
+
+def test_what_is_not_finite_is_passed_over() -> None:
+    z = vectors(10, 4)
+    faulty = torch.cat([z, torch.full((1, 4), torch.nan), torch.tensor([[1.0, torch.inf, 0.0, 0.0]])])
+    assert torch.equal(sample_rows(faulty, KEY, 8), sample_rows(z, KEY, 8))
+
+
+def test_zero_has_one_sign() -> None:
+    z = torch.tensor([[0.0, 1.0], [-0.0, 1.0]])
+    sample = sample_rows(z, KEY, 2)
+    assert torch.isfinite(sample).all(1).sum() == 1
+
+
+@pytest.mark.parametrize("structure", ["normal", "one entry apart", "multiples", "small integers"])
+def test_over_keys_every_row_is_as_likely_as_any_other(structure: str) -> None:
+    """2,000 keys draw 8 of 32 rows: each is drawn 500 times but for chance, chi-squared below its 99.9 % quantile.
+
+    Rows that differ in little are where a weak hash would show. The draws of one key are without replacement, which
+    only narrows the spread: 31 degrees of freedom, times 24/32.
+    """
+    count, size, keys = 32, 8, 2000
+    steps = torch.arange(count, dtype=torch.float32)[:, None]
+    rows = {
+        "normal": vectors(count, 6),
+        "one entry apart": torch.cat([torch.ones(count, 5), 1 + steps * 2**-23], 1),
+        "multiples": (1 + steps) * torch.ones(count, 6),
+        "small integers": torch.cat([steps // 8, steps % 8], 1),
+    }[structure]
+    drawn, first, pairs = np.zeros(count), np.zeros(count), np.zeros((count, count))
+    index = {row.numpy().tobytes(): k for k, row in enumerate(rows)}
+    for key in range(keys):
+        chosen = [index[row.numpy().tobytes()] for row in sample_rows(rows, torch.tensor(key * 0x632BE59B), size)]
+        drawn[chosen] += 1
+        first[chosen[0]] += 1
+        pairs[np.ix_(chosen, chosen)] += 1
+    quantile = 61.1  # of chi-squared with 31 degrees of freedom, at 99.9 %
+    expected = keys * size / count
+    assert ((drawn - expected) ** 2 / expected).sum() < quantile * (1 - size / count)
+    assert ((first - keys / count) ** 2 / (keys / count)).sum() < quantile
+    together = pairs[~np.eye(count, dtype=bool)]  # 112.9 expected, standard deviation 10.3
+    assert np.abs(together - keys * size * (size - 1) / (count * (count - 1))).max() < 5 * 10.3
+
+
+def test_samples_of_two_keys_differ() -> None:
+    z = vectors(1000, 4)
+    one, other = (as_set(sample_rows(z, torch.tensor(key), 100)) for key in (1, 2))
+    assert 0 < len(one & other) < 30  # 10 expected
+
+
+# --- k-means ------------------------------------------------------------------------------------------------------
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    points=st.integers(1, 60), codes=st.integers(1, 20), dim=st.integers(1, 6), seed=st.integers(0, 99),
+    offset=st.sampled_from([0.0, 100.0]),
+)  # fmt: skip
+def test_kmeans_ends_at_a_fixed_point_with_its_counts(
+    points: int, codes: int, dim: int, seed: int, offset: float
+) -> None:
+    z = vectors(points, dim, seed=seed) + offset
+    centres, counts = kmeans(z, codes, 60, generator(seed))
+    assert centres.shape == (codes, dim)
+    assert len(centres.unique(dim=0)) == codes, "two centres are equal"
+    chosen = reference.nearest(z.double().numpy(), centres.double().numpy())
+    assert np.array_equal(counts, np.bincount(chosen, minlength=codes))
+    moved = reference.lloyd(z.double().numpy(), centres.double().numpy())
+    assert np.abs(moved - centres.double().numpy()).max() < 1e-4 * (1 + offset)
+    assert (counts > 0).sum() == min(points, codes), "a centre is wasted"
+
+
+def test_kmeans_does_not_do_worse_than_the_points_it_began_with() -> None:
+    z = vectors(500, 4)
+    errors = []
+    for iterations in (1, 3, 10, 30):
+        centres, _ = kmeans(z, 20, iterations, generator())
+        errors.append(torch.cdist(z, centres).min(1).values.square().mean().item())
+    assert errors == sorted(errors, reverse=True)
+    assert errors[-1] < 0.9 * errors[0]
+
+
+def test_kmeans_finds_clusters_that_are_apart() -> None:
+    """Each of six far clusters has a centre though the first draw may miss some: centres that are empty move."""
+    middles = 100 * vectors(6, 3, seed=1)
+    z = (middles.repeat(50, 1) + 0.1 * vectors(300, 3))[torch.randperm(300, generator=generator())]
+    found = [
+        (torch.cdist(middles, kmeans(z, 18, 20, generator(seed))[0]).min(1).values < 1).all() for seed in range(10)
+    ]
+    assert all(found)
+
+
+def test_kmeans_with_equal_points_and_with_none() -> None:
+    centres, counts = kmeans(torch.full((7, 3), 2.0), 4, 5, generator())
+    assert (centres[0] == 2).all()
+    assert len(centres.unique(dim=0)) == 4
+    assert (centres - 2).abs().max() < 0.1
+    assert counts.tolist() == [7, 0, 0, 0]
+    with pytest.raises(ValueError, match="points is empty"):
+        kmeans(torch.empty(0, 3), 4, 5, generator())
+
+
+def test_kmeans_is_a_function_of_points_and_generator() -> None:
+    z = vectors(200, 4)
+    first, again, other = (kmeans(z, 10, 5, generator(seed))[0] for seed in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
