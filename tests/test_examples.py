@@ -91,6 +91,6 @@ def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     which = nbformat.v4.new_code_cell("import sys; print(sys.executable)")
     notebook.cells.insert(0, which)
-    client = nbclient.NotebookClient(notebook, kernel_name="python3", timeout=120)
+    client = nbclient.NotebookClient(notebook, kernel_name="python3", timeout=300)
     asyncio.run(client.async_execute(cwd=str(EXAMPLES)))
     assert which.outputs[0].text.strip() == sys.executable

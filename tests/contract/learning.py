@@ -7,11 +7,13 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import vqkit
 from tests.contract import table
-from tests.contract.law import Law
+from tests.contract.law import Law, draws
 from tests.contract.trained import (
     CODES,
     DIM,
@@ -64,18 +66,29 @@ def law_12_lloyd(case: Case) -> None:
 
 
 def law_12_reference(case: Case) -> None:
-    """Sequences of batches of drawn sizes, empty ones among them, follow the recurrence of ``reference.py``."""
-    for draw in range(4):
-        vq = unrevived(case, dim=2 + 3 * draw, codebook_size=3 + 5 * draw)
-        codebook, n, sizes = array(vq.codebook), array(vq.n), np.random.default_rng(draw).integers(0, 40, 6)
-        for seed, size in enumerate(sizes):
-            z = vectors(int(size), vq.dim, seed=100 * draw + seed)
+    """Sequences of batches of any sizes, empty ones among them, follow the recurrence of ``reference.py``."""
+
+    @draws(12)
+    @given(
+        sizes=st.lists(st.integers(0, 40), min_size=1, max_size=6),
+        dim=st.integers(1, 12),
+        codes=st.integers(1, 24),
+        seed=st.integers(0, 2**20),
+    )
+    def follows(sizes: list[int], dim: int, codes: int, seed: int) -> None:
+        vq = unrevived(case, dim=dim, codebook_size=codes, seed=seed)
+        codebook, n = array(vq.codebook), array(vq.n)
+        for draw, size in enumerate(sizes):
+            z = vectors(size, dim, seed=seed + draw)
+            indices = reference.nearest(array(z), array(vq.codebook))  # by the float32 codes: ties are near in between
             train(vq, z)
             if size:  # a step in which nothing was collected is none
-                statistics = reference.statistics(array(z), codebook, reference.nearest(array(z), codebook))
-                codebook, n = reference.ema(codebook, n, *statistics, vq.update.decay)
-            close(vq.codebook, codebook, f"law 12: the codebook left the recurrence after batches {sizes[: seed + 1]}")
-            close(vq.n, n, f"law 12: n left the recurrence after batches {sizes[: seed + 1]}")
+                counts, sums = reference.statistics(array(z), codebook, indices)
+                codebook, n = reference.ema(codebook, n, counts, sums, vq.update.decay)
+            close(vq.codebook, codebook, "law 12: the codebook left the recurrence")
+            close(vq.n, n, "law 12: n left the recurrence")
+
+    follows()
 
 
 def apart(vq: vqkit.Quantizer) -> tuple[Tensor, Tensor]:

@@ -51,7 +51,7 @@ def _gap(a: Tensor, b: Tensor) -> float:
 
 
 @contextmanager
-def _medium_precision() -> Iterator[None]:
+def medium_precision() -> Iterator[None]:
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("medium")
     try:
@@ -83,6 +83,7 @@ SITUATIONS: dict[str, Callable[[int, int, int, int], tuple[Tensor, Tensor]]] = {
     "all codes equal": lambda s, n, k, d: (vectors(n, d, seed=s), torch.ones(k, d) / 3),
     "codes that rounding alone parts": lambda s, n, k, d: (vectors(n, 1, seed=s).repeat(1, d), _permuted(s, k, d)),
     "near the largest number": lambda s, n, k, d: (1e37 * vectors(n, d, seed=s), 5e37 * vectors(k, d, seed=s + 1)),
+    "squares that underflow": lambda s, n, k, d: (1e-22 * vectors(n, d, seed=s), 1e-22 * vectors(k, d, seed=s + 1)),
     "denormal numbers": lambda s, n, k, d: (1e-40 * vectors(n, d, seed=s), 1e-40 * vectors(k, d, seed=s + 1)),
     "both scales": lambda s, n, k, d: (
         torch.cat([1e-30 * vectors(n, d, seed=s), 1e30 * vectors(n, d, seed=s)]),
@@ -101,7 +102,7 @@ SITUATIONS: dict[str, Callable[[int, int, int, int], tuple[Tensor, Tensor]]] = {
 CIRCUMSTANCES: dict[str, Callable] = {
     "plainly": nullcontext,
     "under autocast": lambda: torch.autocast("cpu", torch.bfloat16),
-    "at medium precision": _medium_precision,
+    "at medium precision": medium_precision,
 }
 
 

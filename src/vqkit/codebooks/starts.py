@@ -6,13 +6,15 @@ Each start gives the codebook and n, the weight of its past in an exponential mo
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from vqkit.functional.kmeans import kmeans
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
 
 
 class DataFreeStart(Protocol):
@@ -65,7 +67,7 @@ class Uniform:
 class Given:
     """The rows of ``array``, (K, D), as they are; under EMA each counts as one vector per step (n = 1)."""
 
-    array: npt.ArrayLike | Tensor
+    array: ArrayLike | Tensor
 
     def codebook(self, codes: int, dim: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         given = torch.as_tensor(self.array)

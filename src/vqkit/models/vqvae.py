@@ -165,13 +165,13 @@ class VQVAE(nn.Module):
         entries = read_config(directory)
         path = directory / "model.safetensors"
         try:
-            config = ModelConfig.from_json(entries["model"])
-            model = config.build(seed=0)
+            model = ModelConfig.from_json(entries["model"]).build(seed=0)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{directory / 'config.json'} does not describe a model ({error}).") from None
+        try:
             model.load_state_dict(load_file(path, device="cpu"))
         except FileNotFoundError:
             raise ValueError(f"{directory} has no model.safetensors: it is no finished run; train it again.") from None
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{directory / 'config.json'} does not describe a model ({error}).") from None
         except SafetensorError as error:
             raise ValueError(f"{path} is damaged or no safetensors file ({error}); copy or train it again.") from None
         except RuntimeError as error:

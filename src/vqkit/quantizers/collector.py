@@ -30,12 +30,12 @@ class Statistics(NamedTuple):
 
 
 class Collector:
-    """Two leaves that autograd fills; ``key`` gives the key of the sample, which changes from step to step.
+    """Leaves that autograd fills; ``key`` gives the key of the sample, which changes from step to step.
 
-    The leaves are expanded from one element: they take no memory, belong to no module, and so are neither reduced nor
-    broadcast, decayed nor clipped. The flat gradient of ``statistics`` is (1 + K + K D,): faulty, counts (exact
-    up to 2^24 vectors of one code in one step), sums. That of
-    ``sample`` cannot be added up, so a hook merges it when autograd has accumulated it, and only then.
+    A leaf is expanded from one element: it takes no memory, belongs to no module, and so is neither reduced nor
+    broadcast, decayed nor clipped. The flat gradient of ``statistics`` is (1 + K + K D,): faulty, counts (exact up to
+    2^24 vectors of one code in one step), sums. That of a sample is (S, D + 1), with a 1 at the end of every row. It
+    cannot be added up: a hook merges it when autograd has accumulated it, and only then.
     """
 
     def __init__(self, codebook: Tensor, sums: bool, vectors: int, key: Callable[[], Tensor], needs_step: bool) -> None:
@@ -44,20 +44,34 @@ class Collector:
         self.key = key
         self.backwards = 0
         self.statistics = _leaf(codebook, 1 + self.codes * (1 + self.width))
-        self.sample = _leaf(codebook, vectors, self.dim) if vectors else None
+        self.vectors = vectors
+        self._sample = self._new_sample_leaf() if vectors else None
         self._merged: Tensor | None = None
         if needs_step:
             self.statistics.register_post_accumulate_grad_hook(self._count)
-        if self.sample is not None:
-            self.sample.register_post_accumulate_grad_hook(self._merge)
+
+    @property
+    def sample(self) -> Tensor | None:
+        """The leaf for one call. Autograd adds what two calls in one graph give to one leaf, so each has its own.
+
+        A compiled graph cannot make a leaf, and shares one: there the rows of two calls in one graph are passed over.
+        """
+        if self._sample is None or torch.compiler.is_compiling():
+            return self._sample
+        return self._new_sample_leaf()
+
+    def _new_sample_leaf(self) -> Tensor:
+        leaf = _leaf(self.statistics, self.vectors, self.dim + 1)
+        leaf.register_post_accumulate_grad_hook(self._merge)
+        return leaf
 
     def add(self, statistics: Tensor, sample: Tensor | None) -> None:
         """Collects without a backward pass."""
         leaf = self.statistics
         leaf.grad = statistics if leaf.grad is None else leaf.grad + statistics
-        if self.sample is not None:
-            self.sample.grad = sample
-            self._merge(self.sample)
+        if self._sample is not None:
+            self._sample.grad = sample
+            self._merge(self._sample)
 
     def take(self) -> Statistics:
         """What was collected since the last time; zeros, and a sample of NaN, where nothing was."""
@@ -65,14 +79,14 @@ class Collector:
         flat = leaf.new_zeros(leaf.shape) if leaf.grad is None else leaf.grad
         sample = self._merged
         if sample is None:
-            sample = leaf.new_full((0 if self.sample is None else len(self.sample), self.dim), torch.nan)
+            sample = leaf.new_full((self.vectors, self.dim), torch.nan)
         leaf.grad, self._merged, self.backwards = None, None, 0
         return self._unflatten(flat, sample)
 
     def merge(self, flat: Tensor, samples: Tensor) -> Statistics:
         """The statistics of all ranks: their sum, and the samples of all of them, of which the smallest hashes stay."""
         flat, samples = flat.to(self.statistics), samples.to(self.statistics).view(-1, self.dim)
-        return self._unflatten(flat, sample_rows(samples, self.key(), 0 if self.sample is None else len(self.sample)))
+        return self._unflatten(flat, sample_rows(samples, self.key(), self.vectors))
 
     def _unflatten(self, flat: Tensor, sample: Tensor) -> Statistics:
         counts, sums = flat[1 : 1 + self.codes], flat[1 + self.codes :].view(-1, self.dim)
@@ -89,8 +103,10 @@ class Collector:
             )
 
     def _merge(self, leaf: Tensor) -> None:
-        both = [rows for rows in (self._merged, leaf.grad) if rows is not None]
-        self._merged, leaf.grad = sample_rows(torch.cat(both), self.key(), leaf.shape[0]), None
+        rows, marks = leaf.grad[:, :-1], leaf.grad[:, -1:]
+        rows = torch.where(marks == 1, rows, torch.nan)  # 2 where the rows of two calls were added
+        both = rows if self._merged is None else torch.cat([self._merged, rows])
+        self._merged, leaf.grad = sample_rows(both, self.key(), self.vectors), None
 
 
 def _leaf(like: Tensor, *shape: int) -> Tensor:

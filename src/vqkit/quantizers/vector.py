@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -228,7 +229,13 @@ class VectorQuantizer(Quantizer):
         """Starts the codebook from encoder outputs."""
         if not isinstance(self.start, DataStart) or bool(self.started):
             return
-        if len(vectors):
+        if not len(vectors):
+            warnings.warn(
+                "the codebook could not start: no vector was sampled. Call vqkit.start(model, batches) before training.",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+        else:
             codebook, n = self.start.from_vectors(vectors, self.codebook_size, self._generator())
             self.codebook.copy_(codebook)
             self.n.copy_(n * (tokens_per_step / len(vectors)))
@@ -258,13 +265,12 @@ class VectorQuantizer(Quantizer):
         return z.detach().reshape(-1, self.dim), mask.reshape(-1)
 
     def _sample(self, z_ND: Tensor, mask_N: Tensor | None) -> Tensor | None:
-        leaf = self.collector.sample
-        if leaf is None:
+        if not self.collector.vectors:
             return None
-        rows = z_ND.to(leaf.dtype)
+        rows = z_ND.to(self.collector.statistics.dtype)
         if mask_N is not None:
             rows = torch.where(mask_N[:, None], rows, torch.nan)  # the sample passes over what is not finite
-        return sample_rows(rows, self._key(), len(leaf))
+        return nn.functional.pad(sample_rows(rows, self._key(), self.collector.vectors), (0, 1), value=1.0)
 
     def _require_start(self) -> None:
         if self.pending and not bool(self.codebook.any()):
