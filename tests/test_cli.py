@@ -65,7 +65,8 @@ def test_the_bundled_photos(tmp_path: Path, capsys: Capture) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "channels"), [("one.png", 3), ("gray.png", 1), ("array.npy", 1), ("several.npz", 3), ("some-idx3-ubyte.gz", 1)]
+    ("name", "channels"),
+    [("one.png", 3), ("gray.png", 1), ("array.npy", 1), ("several.npz", 3), ("some-idx3-ubyte.gz", 1)],
 )
 def test_other_data(tmp_path: Path, capsys: Capture, name: str, channels: int) -> None:
     path, images = tmp_path / name, np.stack([pixels(20, 24, channels, seed) for seed in range(12)])
@@ -88,7 +89,9 @@ def test_digits_of_scikit_learn(tmp_path: Path, capsys: Capture) -> None:
     from sklearn.datasets import load_digits
 
     np.save(tmp_path / "digits.npy", (load_digits().images[:100] * 15.9375).round().astype(np.uint8))
-    said = call(capsys, "train", tmp_path / "digits.npy", "--recipe", "digits", "--out", tmp_path / "run", "--steps", "2")
+    said = call(
+        capsys, "train", tmp_path / "digits.npy", "--recipe", "digits", "--out", tmp_path / "run", "--steps", "2"
+    )
     assert said.code == 1 and "8 x 8" in said.err and "--set crop=8" in said.err  # and that is what helps:
     arguments = ("--recipe", "digits", "--out", tmp_path / "run", "--steps", "2", "--set", "crop=8", "dim=4")
     said = call(capsys, "train", tmp_path / "digits.npy", *arguments)
@@ -100,7 +103,9 @@ def test_mnist(tmp_path: Path, capsys: Capture) -> None:
     path = data / "mnist" / "t10k-images-idx3-ubyte.gz"
     if not path.exists():
         pytest.skip(f"no MNIST at {path}; set VQKIT_DATA to a folder that holds mnist/t10k-images-idx3-ubyte.gz")
-    said = call(capsys, "train", path, "--recipe", "digits", "--out", tmp_path / "run", "--steps", "2", "--set", "batch=8")
+    said = call(
+        capsys, "train", path, "--recipe", "digits", "--out", tmp_path / "run", "--steps", "2", "--set", "batch=8"
+    )
     assert said.code == 0 and "9900 gray images, 100 more held out" in said.out, said.err
 
 
@@ -140,7 +145,10 @@ def test_eval(trained: Path, tmp_path: Path, capsys: Capture) -> None:
     run = tmp_path / "of many"
     call(capsys, "train", many, "--out", run, *TINY)
     rows = json.loads(call(capsys, "eval", run, "--json").out)
-    assert list(rows) == ["held_out", "training"] and (rows["held_out"]["images"], rows["training"]["images"]) == (2, 18)
+    assert list(rows) == ["held_out", "training"] and (rows["held_out"]["images"], rows["training"]["images"]) == (
+        2,
+        18,
+    )
 
 
 def test_eval_of_a_constant_image_is_valid_json(trained: Path, tmp_path: Path, capsys: Capture) -> None:
@@ -156,7 +164,9 @@ def test_eval_of_a_constant_image_is_valid_json(trained: Path, tmp_path: Path, c
 
 @pytest.mark.parametrize("height, width", [(37, 53), (1, 1), (16, 4), (3, 80)])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_reconstruct_keeps_the_size(trained: Path, tmp_path: Path, capsys: Capture, height: int, width: int, channels: int):
+def test_reconstruct_keeps_the_size(
+    trained: Path, tmp_path: Path, capsys: Capture, height: int, width: int, channels: int
+):
     image, out = write_image(tmp_path / "in.png", pixels(height, width, channels)), tmp_path / "out.png"
     said = call(capsys, "reconstruct", trained, image, "-o", out)
     assert said.code == 0, said.err
@@ -198,7 +208,10 @@ def test_info(capsys: Capture) -> None:
     ("command", "words"),
     [
         ((), ["{train,eval,reconstruct,info}", "--debug"]),
-        (("train",), ["[DATA]", "[--recipe NAME]", "[--out DIR]", "[--steps N]", "[--set KEY=VALUE ...]", "photos or digits"]),
+        (
+            ("train",),
+            ["[DATA]", "[--recipe NAME]", "[--out DIR]", "[--steps N]", "[--set KEY=VALUE ...]", "photos or digits"],
+        ),
         (("eval",), ["RUN [DATA] [--json]"]),
         (("reconstruct",), ["RUN IMAGE -o OUT.png"]),
         (("info",), ["search"]),

@@ -12,6 +12,8 @@ import sys
 import tokenize
 from pathlib import Path
 
+import nbclient
+import nbformat
 import pytest
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -82,7 +84,6 @@ def test_the_committed_notebook_holds_its_outputs() -> None:
 
 def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its own cells assert what they print; an error in any of them fails here with the cell and the traceback."""
-    nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
     # The kernel is this Python, whatever others the user has registered, and their start-up files stay out of it.
     monkeypatch.setenv("JUPYTER_PREFER_ENV_PATH", "1")
     monkeypatch.setenv("JUPYTER_DATA_DIR", str(tmp_path / "jupyter"))

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+import vqkit
 from tests.zoo import vectors
 from vqkit import reference
 from vqkit.functional.kmeans import kmeans
@@ -76,12 +77,12 @@ def test_zero_has_one_sign() -> None:
 
 @pytest.mark.parametrize("structure", ["normal", "one entry apart", "multiples", "small integers"])
 def test_over_keys_every_row_is_as_likely_as_any_other(structure: str) -> None:
-    """2,000 keys draw 8 of 32 rows: each is drawn 500 times but for chance, chi-squared below its 99.9 % quantile.
+    """1,000 keys draw 8 of 32 rows: each is drawn 250 times but for chance, chi-squared below its 99.9 % quantile.
 
     Rows that differ in little are where a weak hash would show. The draws of one key are without replacement, which
     only narrows the spread: 31 degrees of freedom, times 24/32.
     """
-    count, size, keys = 32, 8, 2000
+    count, size, keys = 32, 8, 1000
     steps = torch.arange(count, dtype=torch.float32)[:, None]
     rows = {
         "normal": vectors(count, 6),
@@ -100,8 +101,8 @@ def test_over_keys_every_row_is_as_likely_as_any_other(structure: str) -> None:
     expected = keys * size / count
     assert ((drawn - expected) ** 2 / expected).sum() < quantile * (1 - size / count)
     assert ((first - keys / count) ** 2 / (keys / count)).sum() < quantile
-    together = pairs[~np.eye(count, dtype=bool)]  # 112.9 expected, standard deviation 10.3
-    assert np.abs(together - keys * size * (size - 1) / (count * (count - 1))).max() < 5 * 10.3
+    together = pairs[~np.eye(count, dtype=bool)]  # 56.5 expected, standard deviation 7.3
+    assert np.abs(together - keys * size * (size - 1) / (count * (count - 1))).max() < 5 * 7.3
 
 
 def test_samples_of_two_keys_differ() -> None:
@@ -142,14 +143,11 @@ def test_kmeans_does_not_do_worse_than_the_points_it_began_with() -> None:
     assert errors[-1] < 0.9 * errors[0]
 
 
-def test_kmeans_finds_clusters_that_are_apart() -> None:
-    """Each of six far clusters has a centre though the first draw may miss some: centres that are empty move."""
-    middles = 100 * vectors(6, 3, seed=1)
-    z = (middles.repeat(50, 1) + 0.1 * vectors(300, 3))[torch.randperm(300, generator=generator())]
-    found = [
-        (torch.cdist(middles, kmeans(z, 18, 20, generator(seed))[0]).min(1).values < 1).all() for seed in range(10)
-    ]
-    assert all(found)
+@pytest.mark.parametrize(("points", "codes", "dim", "seed"), [(100, 40, 2, 69), (100, 40, 2, 95), (200, 50, 1, 88)])
+def test_kmeans_moves_a_centre_that_loses_its_points(points: int, codes: int, dim: int, seed: int) -> None:
+    """One start in a hundred ends with an empty centre if nothing moves it; these do."""
+    _, counts = kmeans(vectors(points, dim, seed=seed), codes, 20, generator(seed))
+    assert (counts > 0).all()
 
 
 def test_kmeans_with_equal_points_and_with_none() -> None:
@@ -165,5 +163,12 @@ def test_kmeans_with_equal_points_and_with_none() -> None:
 def test_kmeans_is_a_function_of_points_and_generator() -> None:
     z = vectors(200, 4)
     first, again, other = (kmeans(z, 10, 5, generator(seed))[0] for seed in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+@pytest.mark.parametrize("start", [vqkit.Normal(), vqkit.Uniform()])
+def test_a_start_is_a_function_of_the_seed(start: vqkit.Normal | vqkit.Uniform) -> None:
+    first, again, other = (vqkit.VectorQuantizer(4, 8, start=start, seed=seed).codebook for seed in (0, 0, 1))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)

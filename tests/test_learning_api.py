@@ -262,6 +262,15 @@ def test_a_codebook_that_waits_says_so() -> None:
         vq(X)
 
 
+def test_a_codebook_that_was_set_to_zero_does_not_wait_any_more() -> None:
+    vq = ema(start=vqkit.KMeans()).vq
+    vq.set_codebook(torch.zeros(CODES, DIM))
+    assert vq.started
+    assert (vq.encode(X) == 0).all()
+    vqkit.start(vq, [X])
+    assert not vq.codebook.any()
+
+
 @pytest.mark.parametrize("optimizer", [torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD])
 def test_a_codebook_that_waits_is_not_moved_by_its_optimizer(optimizer: type[torch.optim.Optimizer]) -> None:
     """Not even by weight decay: it would count as set from outside, and never start."""
@@ -310,11 +319,14 @@ def test_usage_decays_as_computed_directly() -> None:
 
 
 def test_idle_rows_keep_their_bits_for_100000_steps() -> None:
-    """n underflows to 0 on the way, and the code then learns as if new."""
+    """n underflows on the way, and the code then learns as if new."""
     codes, n = vectors(4, 2), torch.ones(4)
     codebook, counts = codes.clone(), torch.tensor([2.0, 0.0, 3.0, 0.0])
     for _ in range(100_000):
+        before = n
         codebook, n = ema_step(codebook, n, counts, torch.zeros(4, 2), 0.99)
+        if torch.equal(before, n):  # and so in every step from here on
+            break
     assert torch.equal(codebook, codes)
     assert n[1] < 1e-30
     moved, n = ema_step(codebook, n, torch.tensor([0.0, 5.0, 0.0, 0.0]), torch.ones(4, 2), 0.99)

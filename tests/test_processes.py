@@ -36,9 +36,15 @@ def test_what_needs_no_framework_loads_none(arguments: tuple[str, ...]) -> None:
 
 
 def test_two_processes_train_the_same_bits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A folder and a model whose names no Latin encoding has, too; and lines where the output is no terminal."""
+    """With names that no Latin encoding has, no file opened in the encoding of the place, and lines for a log."""
     folder, runs = write_images(tmp_path / "写真"), [tmp_path / "运行" / str(i) for i in range(2)]
-    said = process("train", folder, "--out", runs[0], *TINY, PYTHONIOENCODING="ascii")
+    code = (
+        "import warnings; warnings.simplefilter('ignore', EncodingWarning)  # of others\n"
+        "warnings.filterwarnings('error', category=EncodingWarning, module='vqkit')\n"
+        "from vqkit.__main__ import main; main()"
+    )
+    places = {"PYTHONIOENCODING": "ascii", "PYTHONWARNDEFAULTENCODING": "1"}
+    said = process("train", folder, "--out", runs[0], *TINY, code=code, **places)
     assert said.code == 0 and said.err == ""
     first, step, *_ = said.out.splitlines()
     assert first.startswith("training on ") and "??: 3 RGB images" in first

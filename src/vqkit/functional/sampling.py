@@ -23,7 +23,7 @@ _library.define("sample_rows(Tensor rows, Tensor key, SymInt size) -> Tensor")
 def sample_rows(rows: Float[Tensor, "n dim"], key: Int[Tensor, ""], size: int) -> Float[Tensor, "size dim"]:
     """The ``size`` distinct finite rows of least hash under ``key``, in order of hash, padded with rows of NaN.
 
-    ``h = mix(sum_d a_d bits_d)`` modulo 2^64, with odd multipliers a_d drawn from the key (multilinear hashing).
+    ``h = mix(b + sum_d a_d bits_d)`` modulo 2^64, with b and odd a_d drawn from the key (multilinear hashing).
     """
     return torch.ops.vqkit.sample_rows(rows.detach(), key, size)
 
@@ -31,9 +31,8 @@ def sample_rows(rows: Float[Tensor, "n dim"], key: Int[Tensor, ""], size: int) -
 def _sample_rows(rows_ND: Tensor, key: Tensor, size: int) -> Tensor:
     rows_ND = rows_ND[torch.isfinite(rows_ND).all(1)] + 0.0  # -0.0 becomes 0.0: equal rows have equal bytes
     bits = rows_ND.contiguous().view(torch.int64 if rows_ND.dtype == torch.float64 else torch.int32)
-    dims = torch.arange(rows_ND.shape[1], device=rows_ND.device)
-    multipliers_D = _mix(dims + _mix(key.to(rows_ND.device))) | 1
-    hashes_N = _mix((bits * multipliers_D).sum(1))
+    drawn = _mix(torch.arange(rows_ND.shape[1] + 1, device=rows_ND.device) + _mix(key.to(rows_ND.device)))
+    hashes_N = _mix((bits * (drawn[1:] | 1)).sum(1) + drawn[0])
     sorted_N, order_N = hashes_N.sort(stable=True)
     first_N = torch.ones_like(sorted_N, dtype=torch.bool)
     first_N[1:] = sorted_N[1:] != sorted_N[:-1]

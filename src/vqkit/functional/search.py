@@ -2,10 +2,11 @@
 
 Suffixes give shapes: N vectors, K codes, D dimensions.
 
-How it stays exact (law 2) at the speed of a matrix product: with both sides centred on the codebook's mean, the
-score ``|e|^2/2 - x.e`` orders codes as the distance does, up to a rounding error that is bounded by
-``g (|x|^2 + |e_k|^2)``. A row whose best code beats every other by more than both bounds is settled. The few that
-are not are scored again in float64, and those that even float64 cannot part are decided by the definition itself.
+How it stays exact (law 2) at the speed of a matrix product: the score ``|e|^2/2 - x.e`` orders codes as the distance
+does, up to a rounding error that is bounded by ``g (|x|^2 + |e_k|^2)``. A row whose best code beats every other by more
+than both bounds is settled. Where many are not, both sides are moved by the codebook's mean, so that data far from the
+origin lose nothing. The few that remain are scored again in float64, and those that even float64 cannot part are
+decided by the definition itself.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 # Scores held at a time. 2^20 float32 are 4 MiB, which a CPU's cache still holds; a GPU wants larger pieces.
 _CHUNK_CPU, _CHUNK_ACCELERATOR = 2**20, 2**24
 _NONE = 2**62  # above every index
+_ROUNDING = {dtype: (torch.finfo(dtype).eps, torch.finfo(dtype).tiny) for dtype in (torch.float32, torch.float64)}
 
 
 def nearest_codes(z: Float[Tensor, "... dim"], codebook: Float[Tensor, "codes dim"]) -> Int[Tensor, "..."]:
@@ -73,8 +75,8 @@ def squared_distances_to(
 
 
 def _check(z: Tensor, codebook: Tensor) -> None:
-    if codebook.ndim != 2 or codebook.shape[0] == 0:
-        raise ValueError(f"codebook has shape {tuple(codebook.shape)}; it must be (codes, dim) with at least one code.")
+    if codebook.ndim != 2 or 0 in codebook.shape:
+        raise ValueError(f"codebook has shape {tuple(codebook.shape)}; it must be (codes, dim), each at least 1.")
     if z.ndim == 0 or z.shape[-1] != codebook.shape[1]:
         raise ValueError(
             f"z has shape {tuple(z.shape)}, but the codes have {codebook.shape[1]} dimensions: the last axis of z must "
@@ -102,14 +104,17 @@ def _nearest_codes(z_ND: Tensor, codebook_KD: Tensor) -> Tensor:
     if torch.is_autocast_enabled(device):  # the body of an operator runs under its caller's autocast
         with torch.autocast(device, enabled=False):
             return _nearest_codes(z_ND, codebook_KD)
-    double = torch.float64 in (z_ND.dtype, codebook_KD.dtype) or not _products_are_float32()
-    z_ND, codebook_KD = (t.to(torch.float64 if double else torch.float32) for t in (z_ND, codebook_KD))
+    double = z_ND.dtype == torch.float64 or codebook_KD.dtype == torch.float64 or not _products_are_float32()
+    work = torch.float64 if double else torch.float32
+    z_ND, codebook_KD = z_ND.to(work), codebook_KD.to(work)
     indices_N, rows_M = _score(z_ND, codebook_KD)
+    if 16 * rows_M.numel() > len(z_ND):  # far from the origin, where squares dwarf distances
+        indices_N, rows_M = _score(*_centred(z_ND, codebook_KD))
     if rows_M.numel():
         rows_M = _finite_rows(z_ND, codebook_KD, rows_M, indices_N)
         z_MD, codebook_KD = _as_float64(z_ND[rows_M]), _as_float64(codebook_KD)
         if not double:
-            indices_M, tied_T = _score(z_MD, codebook_KD)
+            indices_M, tied_T = _score(*_centred(z_MD, codebook_KD))
             indices_N[rows_M] = indices_M.to(rows_M.device)
             rows_M, z_MD = rows_M[tied_T.to(rows_M.device)], z_MD[tied_T]
         indices_N[rows_M] = _decide(z_MD, codebook_KD).to(rows_M.device)
@@ -124,37 +129,33 @@ def _chunk_rows(z_ND: Tensor, codes: int) -> int:
     return max(1, (_CHUNK_CPU if z_ND.device.type == "cpu" else _CHUNK_ACCELERATOR) // codes)
 
 
-def _centred(z_ND: Tensor, codebook_KD: Tensor) -> tuple[Tensor, Tensor, Tensor, float]:
-    """Both sides moved by the codebook's mean, the squared norms of the codes, and g.
-
-    With ``u`` the unit roundoff, centring, the norm, the product and the difference together err by less than
-    ``(D + 8) u (|x|^2 + |e_k|^2)``; the definition, where it is evaluated in the same precision, by as much again.
-    """
-    centre_D = codebook_KD.sum(0).div_(len(codebook_KD))
-    e_KD = codebook_KD - centre_D
-    g = (z_ND.shape[1] + 8) * torch.finfo(z_ND.dtype).eps
-    return z_ND - centre_D, e_KD, torch.linalg.vecdot(e_KD, e_KD), g
+def _centred(z_ND: Tensor, codebook_KD: Tensor) -> tuple[Tensor, Tensor]:
+    """Both sides moved by the codebook's mean."""
+    centre_D = codebook_KD.mean(0)
+    return z_ND - centre_D, codebook_KD - centre_D
 
 
-def _optimistic_scores(x_RD: Tensor, e_KD: Tensor, squares_K: Tensor, g: float) -> tuple[Tensor, Tensor, Tensor]:
+def _optimistic_scores(x_RD: Tensor, e_KD: Tensor, squares_K: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Each score less its code's error bound; at which code it is least; and what a rival must not exceed.
 
-    The last term covers what underflows: D products, each off by less than the smallest normal number.
+    With ``u`` the unit roundoff, centring, the norm, the product and the difference together err by less than
+    ``(D + 8) u (|x|^2 + |e_k|^2)``; the definition, where it is evaluated in the same precision, by as much again. The
+    last term covers what underflows: D products, each off by less than the smallest normal number.
     """
+    eps, tiny = _ROUNDING[x_RD.dtype]
+    g, underflow = (x_RD.shape[1] + 8) * eps, 4 * x_RD.shape[1] * tiny
     scores_RK = torch.addmm(squares_K * (0.5 - g), x_RD, e_KD.T, alpha=-1)
     least_R, indices_R = scores_RK.min(1)
     squares_R = squares_K.index_select(0, indices_R).add_(torch.linalg.vecdot(x_RD, x_RD))
-    underflow = 4 * x_RD.shape[1] * torch.finfo(x_RD.dtype).tiny
     return scores_RK, indices_R, least_R.add_(squares_R, alpha=2 * g).add_(underflow)
 
 
-def _score(z_ND: Tensor, codebook_KD: Tensor) -> tuple[Tensor, Tensor]:
+def _score(x_ND: Tensor, e_KD: Tensor) -> tuple[Tensor, Tensor]:
     """The best code of each row, and the rows of which rounding leaves that in doubt (NaN and overflow among them)."""
-    x_ND, e_KD, squares_K, g = _centred(z_ND, codebook_KD)
-    rows = _chunk_rows(z_ND, len(e_KD))
+    squares_K, rows = torch.linalg.vecdot(e_KD, e_KD), _chunk_rows(x_ND, len(e_KD))
     found, settled = [], []
     for x_RD in x_ND.split(rows) if len(x_ND) > rows else (x_ND,):
-        scores_RK, indices_R, limit_R = _optimistic_scores(x_RD, e_KD, squares_K, g)
+        scores_RK, indices_R, limit_R = _optimistic_scores(x_RD, e_KD, squares_K)
         second_R = scores_RK.scatter_(1, indices_R[:, None], torch.inf).amin(1)
         found.append(indices_R)
         settled.append(second_R > limit_R)  # false where either is NaN: such a row is in doubt
@@ -186,12 +187,13 @@ def _finite_rows(z_ND: Tensor, codebook_KD: Tensor, rows_M: Tensor, indices_N: T
 def _decide(z_MD: Tensor, codebook_KD: Tensor) -> Tensor:
     """The definition, in float64, over the codes that scores cannot part: the lowest index of the least exact sum."""
     codebook_KD, lowest_K = _distinct(codebook_KD)
-    x_MD, e_KD, squares_K, g = _centred(z_MD, codebook_KD)
+    x_MD, e_KD = _centred(z_MD, codebook_KD)
+    squares_K = torch.linalg.vecdot(e_KD, e_KD)
     rows, pairs = _chunk_rows(z_MD, len(e_KD)), _CHUNK_CPU // z_MD.shape[1] + 1
     decided = []
     for start in range(0, max(len(z_MD), 1), rows):
         z_RD, x_RD = z_MD[start : start + rows], x_MD[start : start + rows]
-        scores_RK, _, limit_R = _optimistic_scores(x_RD, e_KD, squares_K, g)
+        scores_RK, _, limit_R = _optimistic_scores(x_RD, e_KD, squares_K)
         row_P, code_P = (~(scores_RK > limit_R[:, None])).nonzero(as_tuple=True)
         sums = [
             _sum_in_order(z_RD[row_p] - codebook_KD[code_p])

@@ -44,11 +44,8 @@ class ModelConfig:
     revival: Revival = Reseed()
 
     def __post_init__(self) -> None:
-        for name in ("channels", "dim", "codebook_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")
-        if not 0 <= self.commitment < float("inf"):
-            raise ValueError(f"commitment is {self.commitment}; it must be finite and not negative, for example 0.25.")
+        if self.channels < 1:
+            raise ValueError(f"channels is {self.channels}; it must be at least 1.")
         for slot, classes in SLOTS.items():
             if not isinstance(getattr(self, slot), classes):
                 choices = ", ".join(f"{cls.__name__}()" for cls in classes)
@@ -56,11 +53,15 @@ class ModelConfig:
                     f"{slot} is {getattr(self, slot)!r}; a configuration names one of {choices}. For any other "
                     "object compose the model yourself: VQVAE(encoder, quantizer, decoder)."
                 )
+        self._quantizer(seed=0)  # a configuration that no quantizer takes is refused here, not when it is built
 
     def build(self, seed: int | None = None) -> VQVAE:
         """A fresh model."""
         encoder, decoder = self.architecture.build(self.channels, self.dim)
-        quantizer = VectorQuantizer(
+        return VQVAE(encoder, ChannelsFirst(self._quantizer(seed)), decoder, self)
+
+    def _quantizer(self, seed: int | None) -> VectorQuantizer:
+        return VectorQuantizer(
             dim=self.dim,
             codebook_size=self.codebook_size,
             update=self.update,
@@ -70,7 +71,6 @@ class ModelConfig:
             revival=self.revival,
             seed=seed,
         )
-        return VQVAE(encoder, ChannelsFirst(quantizer), decoder, self)
 
     def to_json(self) -> dict[str, Any]:
         return {field.name: _plain(getattr(self, field.name)) for field in fields(self)}

@@ -127,8 +127,7 @@ class VectorQuantizer(Quantizer):
                 codebook_KD = codebook_KD * 0 + codebook_KD.detach()
             else:
                 self._require_start()
-        searched_ND = z_ND if mask_N is None else torch.where(mask_N[:, None], z_ND, 0)
-        indices_N = search(searched_ND, codebook_KD.detach())
+        indices_N = search(_unmasked(z_ND, mask_N, 0), codebook_KD.detach())
         if self.training and torch.is_grad_enabled():
             statistics_leaf, sample_leaf = self.collector.statistics, self.collector.sample
             sampled = self._sample(z_ND, mask_N)
@@ -136,18 +135,15 @@ class VectorQuantizer(Quantizer):
             *(z, codebook_KD, indices_N, self.estimator, self.commitment),
             *(mask_N, statistics_leaf, sample_leaf, sampled),
         )
-        if mask_N is not None:
-            indices_N = torch.where(mask_N, indices_N, -1)
-        return Quantized(z_q, indices_N.view(z.shape[:-1]), Losses(codebook_loss, commitment, total))
+        indices = _unmasked(indices_N, mask_N, -1).view(z.shape[:-1])
+        return Quantized(z_q, indices, Losses(codebook_loss, commitment, total))
 
     def encode(self, z: Float[Tensor, "... dim"], mask: Bool[Tensor, "..."] | None = None) -> Int[Tensor, "..."]:
         """The index of the nearest code for each vector; -1 where ``mask`` is False."""
         z_ND, mask_N = self._flat(z, mask)
         self._require_start()
-        if mask_N is None:
-            return search(z_ND, self.codebook.detach()).view(z.shape[:-1])
-        indices_N = search(torch.where(mask_N[:, None], z_ND, 0), self.codebook.detach())
-        return torch.where(mask_N, indices_N, -1).reshape(z.shape[:-1])
+        indices_N = search(_unmasked(z_ND, mask_N, 0), self.codebook.detach())
+        return _unmasked(indices_N, mask_N, -1).view(z.shape[:-1])
 
     def decode(self, indices: Int[Tensor, "..."], dtype: torch.dtype | None = None) -> Float[Tensor, "... dim"]:
         """The codes that ``indices`` name, in the codebook's dtype or in ``dtype``; zeros where an index is -1.
@@ -168,7 +164,7 @@ class VectorQuantizer(Quantizer):
         ...     vqkit.step(vq)
         """
         z_ND, mask_N = self._flat(z, mask)
-        searched_ND = z_ND if mask_N is None else torch.where(mask_N[:, None], z_ND, 0)
+        searched_ND = _unmasked(z_ND, mask_N, 0)
         indices_N = search(searched_ND, self.codebook)
         residual_ND = searched_ND.to(self.collector.statistics.dtype) - self.codebook[indices_N]
         leaf = self.collector.statistics
@@ -231,7 +227,7 @@ class VectorQuantizer(Quantizer):
             return
         if not len(vectors):
             warnings.warn(
-                "the codebook could not start: no vector was sampled. Call vqkit.start(model, batches) before training.",
+                "the codebook could not start: no vector was sampled. Call vqkit.start(model, batches) first.",
                 RuntimeWarning,
                 stacklevel=3,
             )
@@ -267,9 +263,8 @@ class VectorQuantizer(Quantizer):
     def _sample(self, z_ND: Tensor, mask_N: Tensor | None) -> Tensor | None:
         if not self.collector.vectors:
             return None
-        rows = z_ND.to(self.collector.statistics.dtype)
-        if mask_N is not None:
-            rows = torch.where(mask_N[:, None], rows, torch.nan)  # the sample passes over what is not finite
+        # The sample passes over what is not finite.
+        rows = _unmasked(z_ND.to(self.collector.statistics.dtype), mask_N, torch.nan)
         return nn.functional.pad(sample_rows(rows, self._key(), self.collector.vectors), (0, 1), value=1.0)
 
     def _require_start(self) -> None:
@@ -317,6 +312,13 @@ class VectorQuantizer(Quantizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._prepare()
+
+
+def _unmasked(values: Tensor, mask_N: Tensor | None, filler: float) -> Tensor:
+    """The values (N,) or (N, dim), with ``filler`` where a vector does not count."""
+    if mask_N is None:
+        return values
+    return torch.where(mask_N.view(-1, *(1,) * (values.ndim - 1)), values, filler)
 
 
 def _prepare_after_load(module: VectorQuantizer, _: object) -> None:

@@ -1,0 +1,273 @@
+"""Configurations, the loop and its figures, each figure against a computation of its own."""
+
+from __future__ import annotations
+
+import math
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from skimage.metrics import structural_similarity
+
+import vqkit
+from tests.command import SETTINGS, pixels, write_images
+from vqkit.data import NoAugmentation, Photographic, RandomCrops, to_tensor
+from vqkit.models import VQVAE, ModelConfig, Patchwise
+from vqkit.training import RECIPES, Config, Diverged, Silent, atlas, evaluate, fit, reconstruct, resolve
+from vqkit.training.loop import Row, schedule
+
+CONFIG = resolve("photos", [*SETTINGS, "steps=4", "log_every=1"])
+
+
+def crops(config: Config = CONFIG) -> RandomCrops:
+    return RandomCrops([pixels(24, 32)], size=config.crop, batch=config.batch, seed=config.seed)
+
+
+def a_model(stride: int = 4) -> VQVAE:
+    """Untrained, with codes spread where its encoder's outputs are, so that it chooses many."""
+    torch.manual_seed(0)
+    architecture = Patchwise(stride=stride, hidden=8)
+    model = ModelConfig(architecture=architecture, dim=2, codebook_size=11, commitment=0.5).build(seed=0)
+    vqkit.start(model, [to_tensor(pixels(40, 48, seed=seed)) for seed in range(3)])
+    return model.eval()
+
+
+# --- configurations -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("recipe", list(RECIPES))
+@pytest.mark.parametrize(
+    "changes",
+    [
+        [],
+        ["augmentation=Photographic(exposure=0.125, balance=0.5)"],
+        ["augmentation=NoAugmentation()", "revival=NoRevival()", "update=Frozen()", "start=Uniform(bound=2.5)"],
+        ["architecture=Convolutional(stride=2, hidden=4, residual=2, blocks=0)", "start=KMeans(iterations=1)"],
+        ["update=Gradient()", "estimator=RotationTrick(max_gain=2.0)", "revival=Reseed(after=3.5, at_most=7)"],
+        ["learning_rate=1e-5", "warmup=0", "weight_decay=0.1", "seed=9223372036854775807", "commitment=0"],
+    ],
+)
+def test_a_config_written_back_is_the_same(recipe: str, changes: list[str]) -> None:
+    config = resolve(recipe, changes)
+    pairs = {**config.to_json(), **config.model.to_json()}
+    channels = pairs.pop("channels")
+    again = resolve("digits", [f"{key}={value}" for key, value in pairs.items()])
+    assert replace(again, model=replace(again.model, channels=channels)) == config
+    assert ModelConfig.from_json(config.model.to_json()) == config.model
+
+
+def test_every_setting_is_applied() -> None:
+    config = resolve(
+        "photos", ["crop=64", "dim=3", "augmentation=NoAugmentation()", "architecture=Patchwise(stride=8)"]
+    )
+    assert (config.crop, config.model.dim, config.augmentation) == (64, 3, NoAugmentation())
+    assert config.model.architecture == Patchwise(stride=8)
+    assert resolve("photos") == RECIPES["photos"]
+    assert resolve("photos", ["steps=5", "steps=6"]).steps == 6  # the last word
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("steps=0", "steps is 0"),
+        ("batch=0", "batch is 0"),
+        ("log_every=0", "log_every is 0"),
+        ("warmup=-1", "warmup is -1"),
+        ("weight_decay=-0.1", "weight_decay is -0.1"),
+        ("weight_decay=inf", "weight_decay is inf"),
+        ("learning_rate=-1", "learning_rate is -1"),
+        ("crop=30", "multiple of the architecture's stride 4: 28"),
+        ("crop=3", "stride 4: 4"),
+        ("augmentation=Photographic(exposure=-1)", "exposure is -1"),
+        ("model=1", "no key 'model'"),
+    ],
+)
+def test_settings_out_of_range(setting: str, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        resolve("photos", [setting])
+
+
+def test_the_learning_rate_rises_and_falls() -> None:
+    config = replace(CONFIG, steps=1000, warmup=10)
+    rates = [schedule(step, config) for step in range(1000)]
+    np.testing.assert_allclose(rates[:10], [(i + 1) / 10 for i in range(10)], rtol=1e-3)
+    assert np.argmax(rates) == 9 and rates[9:] == sorted(rates[9:], reverse=True)
+    assert rates[500] == pytest.approx(0.5) and 0 < rates[-1] < 1e-5
+    assert schedule(0, replace(config, warmup=0)) == 1
+
+
+# --- the loop -----------------------------------------------------------------------------------------------------
+
+
+def test_the_loop_is_plain_adamw_and_the_papers_objective(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against the same steps in a few lines of PyTorch, without the loop."""
+    config = replace(CONFIG, steps=3, weight_decay=0.1, model=replace(CONFIG.model, update=vqkit.Gradient()))
+    config = replace(config, model=replace(config.model, start=vqkit.Normal(), revival=vqkit.NoRevival()))
+    torch.manual_seed(0)
+    ours, theirs = config.model.build(seed=0), config.model.build(seed=0)
+    theirs.load_state_dict(ours.state_dict())
+    rows: list[Row] = []
+    assert fit(ours, crops(), 0.5, config, Silent(), rows.append) == 3
+
+    optimizer = torch.optim.AdamW(theirs.parameters(), weight_decay=0.1)
+    for step in range(3):
+        optimizer.param_groups[0]["lr"] = 2e-3 * (step + 1) / 100 * (0.5 + 0.5 * math.cos(math.pi * step / 3))
+        x = crops().batch_at(step)
+        x_hat, indices, losses = theirs(x)
+        reconstruction = (x_hat - x).square().mean() / 0.5
+        optimizer.zero_grad()
+        (reconstruction + losses.codebook + losses.commitment).backward()
+        optimizer.step()
+        row, frequency = rows[step], indices.flatten().bincount().double() / indices.numel()
+        assert row["step"] == step + 1 and row["learning_rate"] == pytest.approx(optimizer.param_groups[0]["lr"])
+        assert row["reconstruction"] == pytest.approx(float(reconstruction.detach()), rel=1e-4)
+        assert row["codebook"] == pytest.approx(float(losses.codebook.detach()), rel=1e-4)
+        assert row["commitment"] == pytest.approx(0.25 * row["codebook"], rel=1e-5)
+        assert row["loss"] == pytest.approx(row["reconstruction"] + row["codebook"] + row["commitment"], rel=1e-5)
+        assert row["perplexity"] == pytest.approx(float(torch.special.entr(frequency).sum().exp()), rel=1e-6)
+    for (name, a), b in zip(ours.state_dict().items(), theirs.state_dict().values(), strict=True):
+        if a.is_floating_point() and name.rpartition(".")[2] != "usage":
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_rows_hold_the_means_since_the_last() -> None:
+    fine: list[Row] = []
+    coarse: list[Row] = []
+    for rows, every in ((fine, 1), (coarse, 3)):
+        config = replace(CONFIG, log_every=every)
+        torch.manual_seed(0)
+        fit(config.model.build(seed=0), crops(), 1.0, config, Silent(), rows.append)
+    assert [row["step"] for row in coarse] == [3, 4]
+    for name in ("loss", "reconstruction", "codebook", "commitment"):
+        assert coarse[0][name] == pytest.approx(np.mean([row[name] for row in fine[:3]]), rel=1e-5)
+        assert coarse[1][name] == pytest.approx(fine[3][name], rel=1e-5)
+
+
+def test_an_interrupt_ends_the_loop_after_its_step() -> None:
+    handler, rows = signal.getsignal(signal.SIGINT), list[Row]()
+
+    def interrupt(row: Row) -> None:
+        rows.append(row)
+        if row["step"] == 2:
+            signal.raise_signal(signal.SIGINT)
+
+    config = replace(CONFIG, steps=1000)
+    assert fit(config.model.build(seed=0), crops(), 1.0, config, Silent(), interrupt) in (2, 3)
+    assert signal.getsignal(signal.SIGINT) is handler
+
+
+def test_divergence_is_an_error_that_names_the_learning_rate() -> None:
+    config = replace(CONFIG, learning_rate=1e30, warmup=0, steps=30)
+    with pytest.raises(Diverged, match=r"step \d+: .*--set learning_rate=2.5e\+29"):
+        fit(config.model.build(seed=0), crops(), 1.0, config, Silent(), lambda row: None)
+
+
+def test_training_in_python(tmp_path: Path) -> None:
+    run = vqkit.train(CONFIG, write_images(tmp_path / "images"), tmp_path / "run")
+    assert run.steps == 4 and run.report.exists() and not run.model.training
+    x = torch.rand(1, 3, 16, 16)
+    assert torch.equal(run.model.encode(x), VQVAE.from_pretrained(run.directory).encode(x))
+    assert run.figures["training"] == evaluate(run.model, [pixels(24 + i, 32, seed=i) for i in range(3)])[0]
+
+
+def test_it_learns(tmp_path: Path) -> None:
+    """A hundred steps of a small model halve the error that the mean of all pixels would make."""
+    config = replace(CONFIG, steps=100, batch=16, warmup=10, augmentation=Photographic(), log_every=50)
+    config = replace(config, model=replace(config.model, architecture=Patchwise(hidden=32), codebook_size=64))
+    run = vqkit.train(config, write_images(tmp_path / "images"), tmp_path / "run")
+    assert run.figures["training"].nmse < 0.5 and run.figures["training"].usage > 0.5
+
+
+# --- figures ------------------------------------------------------------------------------------------------------
+
+
+def test_figures() -> None:
+    """Images of three sizes: errors weigh pixels alike, SSIM images alike, and codes are counted over all."""
+    model, images = a_model(), [pixels(37, 53), pixels(12, 16, seed=1), pixels(9, 40, seed=2)]
+    restored = [reconstruct(model, image) for image in images]
+    figures, counts = evaluate(model, iter(images))
+    a = np.concatenate([image.ravel() / 255 for image in images])
+    b = np.concatenate([image.ravel() / 255 for image, _ in restored])
+    mse = np.mean((a - b) ** 2)
+    assert figures.images == 3
+    assert figures.mse == pytest.approx(mse, rel=1e-12)
+    assert figures.nmse == pytest.approx(mse / a.var(), rel=1e-9)
+    assert figures.psnr == pytest.approx(10 * np.log10(1 / mse), rel=1e-12)
+    ssims = [
+        structural_similarity(
+            x, y, channel_axis=2, data_range=255, gaussian_weights=True, sigma=1.5, use_sample_covariance=False
+        )
+        for x, (y, _) in zip(images[:2], restored[:2], strict=True)  # the third is lower than the window
+    ]
+    assert figures.ssim == pytest.approx(np.mean(ssims), rel=1e-9)
+    chosen = np.concatenate([indices.numpy().ravel() for _, indices in restored])
+    np.testing.assert_array_equal(counts.numpy(), np.bincount(chosen, minlength=11))
+    p = np.bincount(chosen, minlength=11) / chosen.size
+    assert figures.perplexity == pytest.approx(np.exp(-np.sum(p[p > 0] * np.log(p[p > 0]))), rel=1e-12)
+    assert figures.usage == len(set(chosen.tolist())) / 11
+    assert figures.bits_per_pixel == 4 / 16  # 11 codes take 4 bits, one for each 4x4 block
+    single = [evaluate(model, [image])[0].perplexity for image in images]
+    assert abs(figures.perplexity - np.mean(single)) > 0.1, "over the whole set, which the mean over images is not"
+
+
+def test_figures_of_special_images() -> None:
+    model = a_model()
+    flat = evaluate(model, [np.full((16, 16, 3), 200, np.uint8)])[0]
+    assert math.isnan(flat.nmse) and flat.to_json()["nmse"] is None and flat.ssim is not None
+    black = evaluate(_Echo(model), [pixels(16, 16)])[0]
+    assert black.mse == 0 and black.psnr == math.inf and black.to_json()["psnr"] is None and black.ssim == 1
+    with pytest.raises(ValueError, match="images is empty"):
+        evaluate(model, [])
+
+
+class _Echo(VQVAE):
+    """Gives back what it was shown."""
+
+    def __init__(self, model: VQVAE) -> None:
+        super().__init__(model.encoder, model.quantizer, model.decoder, model.config)
+
+    def encode(self, x: torch.Tensor) -> torch.Tensor:
+        self.shown = x
+        return super().encode(x)
+
+    def decode(self, indices: torch.Tensor) -> torch.Tensor:
+        return self.shown
+
+
+def test_evaluation_leaves_the_model_as_it_was() -> None:
+    model = a_model().train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    evaluate(model, [pixels(16, 16)])
+    assert model.training and all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("stride", [2, 4, 8])
+@pytest.mark.parametrize("height, width", [(1, 1), (37, 53), (16, 24), (7, 9)])
+def test_reconstruct_pads_by_repeating_the_edge_and_crops(stride: int, height: int, width: int) -> None:
+    model, image = a_model(stride), pixels(height, width)
+    restored, indices = reconstruct(model, image)
+    padded = np.pad(image, ((0, -height % stride), (0, -width % stride), (0, 0)), mode="edge")
+    assert indices.shape == (1, padded.shape[0] // stride, padded.shape[1] // stride)
+    assert torch.equal(indices, model.encode(to_tensor(padded)))
+    expected = model.decode(indices)[0].permute(1, 2, 0).clamp(0, 1).numpy()[:height, :width]
+    np.testing.assert_array_equal(restored, np.rint(expected * 255).astype(np.uint8))
+
+
+def test_the_atlas_shows_each_code_among_its_like() -> None:
+    model = a_model()
+    tiles = atlas(model)
+    assert tiles.shape == (11, 12, 12, 3) and tiles.dtype == np.uint8
+    for code in (0, 7):
+        decoded = model.decode(torch.full((1, 7, 7), code))[0].permute(1, 2, 0).clamp(0, 1).numpy()[8:20, 8:20]
+        np.testing.assert_array_equal(tiles[code], np.rint(decoded * 255).astype(np.uint8))
+
+
+def test_a_model_without_a_stride_cannot_be_shown_images() -> None:
+    model = VQVAE(torch.nn.Identity(), vqkit.VectorQuantizer(dim=4, codebook_size=16), torch.nn.Identity())
+    with pytest.raises(ValueError, match="its stride is not known"):
+        reconstruct(model, pixels(8, 8))
+    with pytest.raises(ValueError, match=r"1 channels.*colour"):
+        reconstruct(a_model(), pixels(8, 8, 1))
