@@ -104,7 +104,7 @@ def test_the_learning_rate_rises_and_falls() -> None:
 
 def test_the_loop_is_plain_adamw_and_the_papers_objective(monkeypatch: pytest.MonkeyPatch) -> None:
     """Against the same steps in a few lines of PyTorch, without the loop."""
-    config = replace(CONFIG, steps=3, weight_decay=0.1, model=replace(CONFIG.model, update=vqkit.Gradient()))
+    config = replace(CONFIG, steps=3, weight_decay=50.0, model=replace(CONFIG.model, update=vqkit.Gradient()))
     config = replace(config, model=replace(config.model, start=vqkit.Normal(), revival=vqkit.NoRevival()))
     torch.manual_seed(0)
     ours, theirs = config.model.build(seed=0), config.model.build(seed=0)
@@ -112,7 +112,7 @@ def test_the_loop_is_plain_adamw_and_the_papers_objective(monkeypatch: pytest.Mo
     rows: list[Row] = []
     assert fit(ours, crops(), 0.5, config, Silent(), rows.append) == 3
 
-    optimizer = torch.optim.AdamW(theirs.parameters(), weight_decay=0.1)
+    optimizer = torch.optim.AdamW(theirs.parameters(), weight_decay=50.0)
     for step in range(3):
         optimizer.param_groups[0]["lr"] = 2e-3 * (step + 1) / 100 * (0.5 + 0.5 * math.cos(math.pi * step / 3))
         x = crops().batch_at(step)

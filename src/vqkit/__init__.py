@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from vqkit.quantizers import attach as attach
     from vqkit.quantizers import start as start
     from vqkit.quantizers import step as step
-    from vqkit.training import Config as Config
     from vqkit.runs import train as train
+    from vqkit.training import Config as Config
 
 _HOMES = {
     "vqkit.codebooks": (

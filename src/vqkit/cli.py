@@ -160,7 +160,7 @@ def _short(value: Any) -> str:
 
 def _say_skipped(images: Images, most: int = 5) -> None:
     if images.skipped:
-        print(f"vqkit: skipped, being no images: {len(images.skipped)} files", file=sys.stderr)
+        print(f"vqkit: skipped files that are no images: {len(images.skipped)}", file=sys.stderr)
         for name, reason in images.skipped[:most]:
             print(f"  {name}: {reason}", file=sys.stderr)
         if len(images.skipped) > most:

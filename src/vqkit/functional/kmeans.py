@@ -30,12 +30,9 @@ def kmeans(
     distinct = torch.unique(points, dim=0)
     order = torch.randperm(len(distinct), generator=generator).to(points.device)
     centres = distinct[order[:codes]]
-    missing = codes - len(centres)
-    if missing:
-        noise = torch.randn(missing, points.shape[1], generator=generator, dtype=points.dtype).to(points.device)
-        spread = points.std(0, correction=0).clamp(min=1e-3 * points.abs().max().clamp(min=1e-6))
-        centres = torch.cat([centres, centres[torch.arange(missing) % len(centres)] + 0.01 * spread * noise])
-        return centres, torch.bincount(nearest_codes(points, centres), minlength=codes).to(points.dtype)
+    if len(centres) < codes:
+        centres = _with_noisy_copies(centres, codes, points, generator)
+        return centres, _sizes(points, centres)
     for _ in range(iterations):
         indices = nearest_codes(points, centres)
         counts = torch.bincount(indices, minlength=codes).to(points.dtype)
@@ -45,4 +42,17 @@ def kmeans(
         if len(empty):
             farthest = squared_distances_to(points, centres, indices).topk(len(empty)).indices
             centres[empty] = points[farthest]
-    return centres, torch.bincount(nearest_codes(points, centres), minlength=codes).to(points.dtype)
+    return centres, _sizes(points, centres)
+
+
+def _sizes(points: Tensor, centres: Tensor) -> Tensor:
+    return torch.bincount(nearest_codes(points, centres), minlength=len(centres)).to(points.dtype)
+
+
+def _with_noisy_copies(centres: Tensor, codes: int, points: Tensor, generator: torch.Generator) -> Tensor:
+    copied = centres[torch.arange(codes - len(centres)) % len(centres)]
+    noise = torch.randn(copied.shape, generator=generator, dtype=points.dtype).to(points.device)
+    scale = 0.01 * points.std(0, correction=0).clamp(min=1e-3 * points.abs().max().clamp(min=1e-6))
+    while len(torch.unique(torch.cat([centres, copied + scale * noise]), dim=0)) < codes:
+        scale = 2 * scale  # so little noise was lost in rounding
+    return torch.cat([centres, copied + scale * noise])
