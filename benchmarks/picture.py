@@ -1,6 +1,6 @@
 """The README's picture: a held-out photo, its reconstruction, and four times the difference.
 
-python -m benchmarks.picture RUN docs/reconstruction.png
+python -m benchmarks.picture RUN docs/reconstruction.webp
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def main(run: str, out: str) -> None:
     difference = np.abs(original.astype(int) - restored)
     white = np.full((original.shape[0], GAP, 3), 255, np.uint8)
     panels = [original, white, restored, white, np.minimum(4 * difference, 255).astype(np.uint8)]
-    Image.fromarray(np.concatenate(panels, axis=1)).save(out, optimize=True)
+    Image.fromarray(np.concatenate(panels, axis=1)).save(out, quality=92, method=6)
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ def a_model(stride: int = 4) -> VQVAE:
     "changes",
     [
         [],
-        ["augmentation=Photographic(exposure=0.125, balance=0.5)"],
+        ["augmentation=Photographic(balance=0.125)"],
         ["augmentation=NoAugmentation()", "revival=NoRevival()", "update=Frozen()", "start=Uniform(bound=2.5)"],
         ["architecture=Convolutional(stride=2, hidden=4, residual=2, blocks=0)", "start=KMeans(iterations=1)"],
         ["update=Gradient()", "estimator=RotationTrick(max_gain=2.0)", "revival=Reseed(after=3.5, at_most=7)"],
@@ -81,7 +81,7 @@ def test_every_setting_is_applied() -> None:
         ("learning_rate=-1", "learning_rate is -1"),
         ("crop=30", "multiple of the architecture's stride 4: 28"),
         ("crop=3", "stride 4: 4"),
-        ("augmentation=Photographic(exposure=-1)", "exposure is -1"),
+        ("augmentation=Photographic(balance=-1)", "balance is -1"),
         ("model=1", "no key 'model'"),
     ],
 )
@@ -178,7 +178,7 @@ def test_it_learns(tmp_path: Path) -> None:
     config = replace(CONFIG, steps=100, batch=16, warmup=10, augmentation=Photographic(), log_every=50)
     config = replace(config, model=replace(config.model, architecture=Patchwise(hidden=32), codebook_size=64))
     run = vqkit.train(config, write_images(tmp_path / "images"), tmp_path / "run")
-    assert run.figures["training"].nmse < 0.5 and run.figures["training"].usage > 0.5
+    assert run.figures["training"].nmse < 0.5 and run.figures["training"].usage > 0.25
 
 
 # --- figures ------------------------------------------------------------------------------------------------------

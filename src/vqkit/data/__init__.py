@@ -9,23 +9,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from vqkit.data.augment import NoAugmentation, Photographic
-from vqkit.data.errors import DataError, NoSuchPath
+from vqkit.data.files import DataError, NoSuchPath
 from vqkit.data.sources import Images, open_images
 
 if TYPE_CHECKING:
     from vqkit.data.crops import RandomCrops, to_image, to_tensor
 
 __all__ = [
-    "DataError",
-    "Images",
-    "NoAugmentation",
-    "NoSuchPath",
-    "Photographic",
-    "RandomCrops",
-    "open_images",
-    "to_image",
-    "to_tensor",
-]
+    "DataError", "Images", "NoAugmentation", "NoSuchPath", "Photographic", "RandomCrops", "open_images",
+    "to_image", "to_tensor",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

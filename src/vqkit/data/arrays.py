@@ -10,10 +10,10 @@ from typing import IO, TYPE_CHECKING
 
 import numpy as np
 
-from vqkit.data.errors import DataError, one_line
-from vqkit.data.files import over_white
+from vqkit.data.files import DataError, one_line, over_white
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from jaxtyping import UInt8
@@ -24,12 +24,9 @@ _IDX_TYPES = {8: "uint8", 9: "int8", 11: "int16", 12: "int32", 13: "float32", 14
 
 
 def read_npy(path: Path) -> list[UInt8[np.ndarray, "H W C"]]:
-    """The images of a .npy file, or of one array of an .npz file; shapes and dtypes as in `images_of`.
+    """The images of a .npy file, or of an .npz file's only array or the first that is there of `_PREFERRED`.
 
-    Of several arrays in an .npz it is the first that is there of images, x, x_train, arr_0. A uint8 .npy is
-    mapped, not read, and may be larger than the memory. Nothing is ever unpickled.
-
-    Raises: `DataError`.
+    A uint8 .npy is mapped, not read, and may be larger than the memory. Nothing is ever unpickled.
     """
     try:
         with path.open("rb") as file:
@@ -37,7 +34,7 @@ def read_npy(path: Path) -> list[UInt8[np.ndarray, "H W C"]]:
             zipped = file.read(2) == b"PK"
             file.seek(0)
             loaded = np.load(file if zipped else path, mmap_mode="r", allow_pickle=False)
-            array = loaded[_chosen(loaded.files, path)] if zipped else np.asarray(loaded)
+            array = _only(loaded, path) if zipped else np.asarray(loaded)
     except DataError:
         raise
     except Exception as error:  # a damaged header raises SyntaxError, OverflowError, MemoryError and others
@@ -48,26 +45,23 @@ def read_npy(path: Path) -> list[UInt8[np.ndarray, "H W C"]]:
     return images_of(array, path)
 
 
-def _chosen(names: list[str], path: Path) -> str:
-    chosen = names if len(names) == 1 else [name for name in _PREFERRED if name in names]
-    if not chosen:
-        raise DataError(
-            f"{path}: holds {len(names)} arrays ({', '.join(names[:10])}), none of them named "
-            f"{', '.join(_PREFERRED)}; save the one to use as 'images'"
-        )
-    return chosen[0]
+def _only(archive: Mapping[str, np.ndarray], path: Path) -> np.ndarray:
+    names = list(archive)
+    for name in names if len(names) == 1 else _PREFERRED:
+        if name in names:
+            return archive[name]
+    raise DataError(
+        f"{path}: holds {len(names)} arrays ({', '.join(names[:10])}), none of them named "
+        f"{', '.join(_PREFERRED)}; save the one to use as 'images'"
+    )
 
 
 def images_of(array: np.ndarray, source: object) -> list[UInt8[np.ndarray, "H W C"]]:
-    """The images in an array, C being 1 or 3; `source` names the array in errors.
+    """The images in an array; `source` names the array in errors.
 
-    Shapes: (N, H, W), (N, H, W, C), and one image (H, W, C), C in {1, 3, 4}, the fourth channel alpha,
-    composited over white. Three dimensions are one image where the last is C. (N, C, H, W) with C in
-    {1, 3} is taken where it cannot be (N, H, W, C); what may be either is an error.
-
+    Shapes: (N, H, W), (N, H, W, C), (H, W, C), C in {1, 3, 4}, the fourth channel alpha, composited over white;
+    and (N, C, H, W), C in {1, 3}, where it cannot be (N, H, W, C).
     Values: uint8; bool (to 0 and 255); other integers within 0..255; floats v within [0, 1], to round(255 v).
-
-    Raises: `DataError`.
     """
     shape = array.shape
     last, second = shape[-1:] in ((1,), (3,), (4,)), shape[1:2] in ((1,), (3,))
@@ -84,29 +78,32 @@ def images_of(array: np.ndarray, source: object) -> list[UInt8[np.ndarray, "H W 
             f"{source}: shape {shape} is none of (N, H, W), (N, H, W, C), (N, C, H, W), (H, W, C) with C "
             f"1 or 3 (or, last, 4: with alpha); reshape it, one gray image to (H, W, 1)"
         )
-    return _split(array, source)
+    return _converted(array, source)
 
 
-def _split(array_NHWC: np.ndarray, source: object) -> list[UInt8[np.ndarray, "H W C"]]:
-    pixels = array_NHWC if array_NHWC.dtype == np.uint8 else _to_uint8(array_NHWC, source)
+def _converted(array: np.ndarray, source: object) -> list[UInt8[np.ndarray, "H W C"]]:
+    pixels = array if array.dtype == np.uint8 else _to_uint8(array, source)
     return [over_white(image) if image.shape[-1] == 4 else image for image in pixels]
 
 
 def _to_uint8(array: np.ndarray, source: object) -> UInt8[np.ndarray, "N H W C"]:
     if array.dtype.kind not in "biuf":
         raise DataError(f"{source}: dtype {array.dtype} is no pixel value; save uint8, or floats in [0, 1]")
-    low, high = array.min(), array.max()  # NaN, if there is any, is both
-    if not (np.isfinite(low) and np.isfinite(high)):
-        first = tuple(map(int, np.unravel_index(np.argmin(np.isfinite(array)), array.shape)))
+    low, high = float(array.min()), float(array.max())  # NaN, if there is any, is both
+    if not math.isfinite(high - low):
+        first = tuple(map(int, np.unravel_index(np.isfinite(array).argmin(), array.shape)))
         raise DataError(
             f"{source}: {array[first]} at (image, row, column, channel) {first}; pixels must be finite; "
             f"mend or remove that image"
         )
     top = 255 if array.dtype.kind in "iu" else 1
     if low < 0 or high > top:
+        if low > -0.05 and high < 1.05:  # resizing and resampling overshoot a little
+            rescaled = "numpy.clip(x, 0, 1)"
+        else:
+            rescaled = f"(x + {-low:g}) / {high - low:g}" if low < 0 else f"x / {max(high, 255):g}"
         raise DataError(
-            f"{source}: {array.dtype} values from {low:g} to {high:g}, expected 0 to {top}; "
-            f"save {_rescaling(float(low), float(high))} as float32"
+            f"{source}: {array.dtype} values from {low:g} to {high:g}, expected 0 to {top}; save {rescaled} as float32"
         )
     pixels = np.empty(array.shape, np.uint8)
     step = max(1, _CHUNK // array[0].size)
@@ -115,23 +112,11 @@ def _to_uint8(array: np.ndarray, source: object) -> UInt8[np.ndarray, "N H W C"]
     return pixels
 
 
-def _rescaling(low: float, high: float) -> str:
-    if low > -0.05 and high < 1.05:  # resizing and resampling overshoot a little
-        return "numpy.clip(x, 0, 1)"
-    if low < 0:
-        return f"(x + {-low:g}) / {high - low:g}"
-    return f"x / {max(high, 255):g}"
-
-
 def read_idx(path: Path) -> list[UInt8[np.ndarray, "H W C"]]:
     """The images of an idx file, gzipped or not, as MNIST and its relatives come.
 
     Two zero bytes, the type (8: uint8), the number of dimensions, each dimension as a big-endian uint32, then
-    the values. Three dimensions are (N, H, W), four as in `images_of`. (LeCun, Cortes, Burges: The MNIST
-    database of handwritten digits, section "File formats".) Memory is taken for bytes that have come, never
-    for what a header claims.
-
-    Raises: `DataError`.
+    the values. (LeCun, Cortes, Burges: The MNIST database of handwritten digits, section "File formats".)
     """
     try:
         with path.open("rb") as file:
@@ -141,7 +126,7 @@ def read_idx(path: Path) -> list[UInt8[np.ndarray, "H W C"]]:
             array = _idx_array(gzip.GzipFile(fileobj=file) if packed else file, path)
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path}: cannot be read ({one_line(error)}); download the file again") from None
-    return _split(array[..., None], path) if array.ndim == 3 else images_of(array, path)
+    return _converted(array[..., None], path) if array.ndim == 3 else images_of(array, path)
 
 
 def _idx_array(stream: IO[bytes] | gzip.GzipFile, path: Path) -> np.ndarray:
@@ -158,9 +143,9 @@ def _idx_array(stream: IO[bytes] | gzip.GzipFile, path: Path) -> np.ndarray:
         raise DataError(f"{path}: ends inside its header; download the file again")
     shape = struct.unpack(f">{magic[3]}I", header)
     size = math.prod(shape)
-    if size == 0:
+    if not size:
         raise DataError(f"{path}: shape {shape} is empty; expected at least one image")
-    data = bytearray()
+    data = bytearray()  # Memory is taken for bytes that have come, never for what a header claims.
     while chunk := stream.read(min(_CHUNK, size + 1 - len(data))):
         data += chunk
     if len(data) != size:

@@ -10,7 +10,6 @@ import numpy as np
 if TYPE_CHECKING:
     from jaxtyping import UInt8
 
-
 _LEVELS = np.linspace(0, 1, 256)
 
 

@@ -1,4 +1,4 @@
-"""One image file, of any kind that Pillow opens, as 8-bit gray or RGB."""
+"""One image file, of any kind that Pillow opens, as 8-bit gray or RGB; and what can be wrong with a person's data."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vqkit.data.errors import DataError, one_line
-
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -16,15 +14,25 @@ if TYPE_CHECKING:
     from PIL import Image as PillowImage
 
 
+class DataError(ValueError):
+    """Data that cannot be used; the message is one line: the path, the value, the constraint, the fix."""
+
+
+class NoSuchPath(DataError, FileNotFoundError):
+    """The path that was given does not exist: a slip in the command rather than a fault of the data."""
+
+
+def one_line(error: Exception) -> str:
+    """What another library's exception says, for a place inside a `DataError`."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 def read_image(path: Path) -> UInt8[np.ndarray, "H W C"]:
-    """The pixels of an image file, (H, W, 1) where its mode is gray, else (H, W, 3), uint8.
+    """The pixels of an image file, or of an animation's first frame, (H, W, 1) where its mode is gray, else (H, W, 3).
 
-    The EXIF orientation is applied. Transparency, however the format writes it, is composited over white.
-    16-bit gray becomes 8-bit as round(v / 257). Palette, CMYK and the like become RGB. Of an animation it
-    is the first frame. Float and 32-bit integer images are refused: their range is unknown.
+    The EXIF orientation is applied, transparency composited over white; 16-bit gray becomes round(v / 257).
 
-    Raises: `DataError` whose message is the reason alone, for the caller to put the path before it;
-    ImportError without Pillow.
+    Raises: `DataError` whose message is the reason alone, for the caller to put the path before it.
     """
     try:
         from PIL import Image, ImageOps, UnidentifiedImageError

@@ -12,8 +12,7 @@ import numpy as np
 
 from vqkit.data import bundled
 from vqkit.data.arrays import read_idx, read_npy
-from vqkit.data.errors import DataError, NoSuchPath
-from vqkit.data.files import read_image
+from vqkit.data.files import DataError, NoSuchPath, read_image
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,8 +25,8 @@ _KINDS = "DATA is a folder of images, an image, a .npy, .npz or idx file"
 class Images:
     """Images in memory, each (H, W, C) uint8, C one number for all: 1 where every image is gray, else 3.
 
-    `held_out` is for evaluation and shares no image with `images`; it is empty where there were too few to
-    spare one. `skipped` gives name and reason for each file in a folder that gave no image.
+    `held_out` is for evaluation; it is empty where there were too few to spare one. `skipped` gives name and
+    reason for each file in a folder that gave no image.
     """
 
     images: tuple[np.ndarray, ...] = field(repr=False)
@@ -43,17 +42,19 @@ def open_images(path: str | os.PathLike[str] | None = None) -> Images:
 
     A path is a folder (searched recursively, in the order of names, hidden names ignored, each linked
     folder read once), one image of any kind that Pillow opens, a .npy, a .npz, or an idx file or idx.gz.
-    `files.read_image` and `arrays.images_of` say how pixels become 8-bit gray or RGB.
 
     **Held out** of n images, in order, is every k-th, k = max(10, ceil(n / 100)): a tenth, at most 100,
     spread over all folders, the same in every run. Of fewer than 10, none: each is worth more in training.
 
-    All images are held in memory, a byte per channel and pixel (a uint8 .npy excepted, which is mapped).
-
     Raises: `NoSuchPath`; `DataError` for any other fault of the data; ImportError where an extra is missing.
     """
     if path is None:
-        return _bundled()
+        training, held_out = (
+            tuple(read_image(bundled.photo_path(photo)) for photo in photos.values())
+            for photos in (bundled.TRAINING, bundled.HELD_OUT)
+        )
+        description = f"bundled photos {', '.join(bundled.TRAINING)}; {', '.join(bundled.HELD_OUT)} held out"
+        return Images(training, tuple(bundled.TRAINING), held_out, tuple(bundled.HELD_OUT), (), description)
     # Not Path.exists: to Path the empty path, which an unset shell variable gives, is the current folder.
     if not os.path.exists(path):
         raise NoSuchPath(f"{os.fspath(path)!r}: no such file or folder; check the spelling; {_KINDS}")
@@ -63,24 +64,14 @@ def open_images(path: str | os.PathLike[str] | None = None) -> Images:
         return _folder(source)
     if not source.is_file():
         raise DataError(f"{source}: neither a regular file nor a folder; {_KINDS}")
-    if _IDX_NAME.search(name) or source.suffix.lower() in (".npy", ".npz"):
-        images = read_idx(source) if _IDX_NAME.search(name) else read_npy(source)
+    idx = _IDX_NAME.search(name)
+    if idx or source.suffix.lower() in (".npy", ".npz"):
+        images = read_idx(source) if idx else read_npy(source)
         return _collection(images, [f"{name}[{i}]" for i in range(len(images))], [], name)
     try:
         return _collection([read_image(source)], [name], [], name)
     except DataError as error:
         raise DataError(f"{source}: {error}; {_KINDS}") from None
-
-
-def _bundled() -> Images:
-    return Images(
-        images=tuple(read_image(bundled.photo_path(*place)) for place in bundled.TRAINING.values()),
-        names=tuple(bundled.TRAINING),
-        held_out=tuple(read_image(bundled.photo_path(*place)) for place in bundled.HELD_OUT.values()),
-        held_out_names=tuple(bundled.HELD_OUT),
-        skipped=(),
-        description=f"bundled photos {', '.join(bundled.TRAINING)}; {', '.join(bundled.HELD_OUT)} held out",
-    )
 
 
 def _folder(folder: Path) -> Images:
@@ -104,13 +95,12 @@ def _walk(folder: Path) -> Iterator[tuple[str, str]]:
     unlisted: list[OSError] = []
     seen = {folder.resolve()}
     for place, folders, files in os.walk(folder, followlinks=True, onerror=unlisted.append):
-        here = sorted(Path(place, name) for name in folders if not name.startswith("."))
-        folders.clear()
-        for inner in here:
+        here, folders[:] = sorted(name for name in folders if not name.startswith(".")), []
+        for name in here:
             # A link may lead back up, or to a place that is read under another name.
-            if (target := inner.resolve()) not in seen:
+            if (target := Path(place, name).resolve()) not in seen:
                 seen.add(target)
-                folders.append(inner.name)
+                folders.append(name)
         for path in (Path(place, name) for name in files if not name.startswith(".")):
             # Opening a named pipe would wait forever.
             yield str(path.relative_to(folder)), "" if path.is_file() else "a broken link or no regular file"
@@ -122,17 +112,14 @@ def _collection(images: list[np.ndarray], names: list[str], skipped: list[tuple[
     channels = max(image.shape[-1] for image in images)
     images = [image if image.shape[-1] == channels else np.repeat(image, 3, axis=2) for image in images]
     every = max(10, -(-len(images) // 100))
-    held_out = range(every - 1, len(images), every)
-    kept = sorted(set(range(len(images))) - set(held_out))
-    return Images(
-        images=tuple(images[i] for i in kept),
-        names=tuple(names[i] for i in kept),
-        held_out=tuple(images[i] for i in held_out),
-        held_out_names=tuple(names[i] for i in held_out),
-        skipped=tuple(skipped),
-        description=f"{_printable(source)}: {len(kept)} {'gray' if channels == 1 else 'RGB'} images, "
-        f"{len(held_out)} more held out, {len(skipped)} other files skipped",
+    spared = slice(every - 1, None, every)
+    held_out, held_out_names = tuple(images[spared]), tuple(names[spared])
+    del images[spared], names[spared]
+    description = (
+        f"{_printable(source)}: {len(images)} {'gray' if channels == 1 else 'RGB'} images, "
+        f"{len(held_out)} more held out, {len(skipped)} other files skipped"
     )
+    return Images(tuple(images), tuple(names), held_out, held_out_names, tuple(skipped), description)
 
 
 def _printable(name: str) -> str:

@@ -5,19 +5,19 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
-from vqkit.pages.markup import Html, tag
+from vqkit.pages.document import Html, tag
 
 if TYPE_CHECKING:
     from jaxtyping import UInt8
 
+MOST_SIDE = 720  # pixels of an image that is shown a third of 1024 pixels wide
 
-@dataclass(frozen=True)
-class Encoded:
+
+class Encoded(NamedTuple):
     """An encoded image; `width` and `height` are its array's, `scale` is what was kept of these sides."""
 
     data: bytes
@@ -31,61 +31,44 @@ class Encoded:
         return f"data:image/{self.format};base64,{base64.b64encode(self.data).decode()}"
 
 
-def encode(
-    array: UInt8[np.ndarray, "h w c"],
-    format: Literal["png", "webp"] = "png",
-    quality: int = 90,
-    scale: float = 1.0,
-) -> Encoded:
-    """Encode an image of 1 (grey), 3 (RGB) or 4 (RGBA) channels, area-averaged to `scale` of its sides.
+def encode(array: UInt8[np.ndarray, "h w c"], format: Literal["png", "webp"] = "png", side: int = 1 << 16) -> Encoded:
+    """Encode an image of 1 (grey), 3 (RGB) or 4 (RGBA) channels, area-averaged to sides of at most `side`.
 
     PNG is exact; WebP at quality 90 takes about a tenth of its bytes for a photo.
-
-    Raises:
-        ValueError: not uint8, or of another shape.
     """
     from PIL import Image
 
-    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] not in (1, 3, 4) or 0 in array.shape:
-        raise ValueError(
-            f"array must be uint8 (height, width, 1, 3 or 4 channels), got {array.dtype} {array.shape}: "
-            "round to 0..255 and move the channels last"
-        )
     height, width, channels = array.shape
-    image = Image.fromarray(np.ascontiguousarray(array[..., 0] if channels == 1 else array))
-    if scale < 1:
-        size = max(1, round(width * scale)), max(1, round(height * scale))
-        image = image.resize(size, Image.Resampling.BOX)
+    image = Image.fromarray(array[..., 0] if channels == 1 else array)
+    image.thumbnail((side, side), Image.Resampling.BOX, reducing_gap=None)
     file = io.BytesIO()
-    image.save(file, format, quality=quality, optimize=True)
-    return Encoded(file.getvalue(), format, width, height, min(scale, 1.0))
+    image.save(file, format, quality=90, optimize=True)
+    return Encoded(file.getvalue(), format, width, height, image.width / width)
 
 
-def encode_within(arrays: Sequence[UInt8[np.ndarray, "h w c"]], most_bytes: int, most_side: int = 720) -> list[Encoded]:
-    """Encode images that are to be compared, so at one scale and quality, in at most `most_bytes` together.
+def encode_within(arrays: Sequence[UInt8[np.ndarray, "h w c"]], most_bytes: int) -> list[Encoded]:
+    """Encode images of one shape that are to be compared, so at one scale, in at most `most_bytes` together.
 
     PNG where that fits unscaled, else WebP, scaled down until it fits, but not below sides of 8 pixels.
     """
-    side = max(max(array.shape[:2]) for array in arrays)
+    longest = max(arrays[0].shape[:2])
+    side = min(longest, MOST_SIDE)
     # No photo shrinks to an eighth as a PNG, so above that the attempt would be for nothing.
-    if side <= most_side and sum(array.size for array in arrays) <= 8 * most_bytes:
-        images = [encode(array) for array in arrays]
-        if sum(len(image.data) for image in images) <= most_bytes:
-            return images
-    scale = min(1.0, most_side / side)
+    exact = side == longest and sum(array.size for array in arrays) <= 8 * most_bytes
     while True:
-        images = [encode(array, "webp", scale=scale) for array in arrays]
+        images = [encode(array, "png" if exact else "webp", side) for array in arrays]
         size = sum(len(image.data) for image in images)
-        if size <= most_bytes or scale * side <= 8:
+        if size <= most_bytes or side <= 8:
             return images
-        # Bytes grow about as the pixels do; the 0.9 spares most images a third attempt.
-        scale = max(8 / side, 0.9 * scale * (most_bytes / size) ** 0.5)
+        if not exact:  # Bytes grow about as the pixels do; the 0.9 spares most images a third attempt.
+            side = max(8, int(0.9 * side * (most_bytes / size) ** 0.5))
+        exact = False
 
 
 def image_tag(image: Encoded, alt: str, scaling: Literal["pixelated", "auto"] = "auto") -> Html:
     """An <img> with its data inside; "pixelated" shows pixels as squares where the page enlarges them."""
-    attributes = {"src": image.uri(), "alt": alt, "width": image.width, "height": image.height}
-    return tag("img", {**attributes, "class": scaling})
+    size = {"width": image.width, "height": image.height}
+    return tag("img", {"src": image.uri(), "alt": alt, **size, "class": scaling})
 
 
 def image_row(images: Sequence[tuple[str, Html]], name: str, note: str = "") -> Html:

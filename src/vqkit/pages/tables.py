@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from numbers import Integral
 
-from vqkit.pages.markup import Html, join, tag
+from vqkit.pages.document import Html, tag
 
 Value = float | int | str
 
@@ -17,17 +16,11 @@ def number(value: Value) -> str:
     >>> number(0.00123456), number(31.25), number(65536), number(1234567.0), number("a")
     ('0.001235', '31.25', '65,536', '1,235,000', 'a')
     """
-    if isinstance(value, str | bool):
-        return str(value)
+    if isinstance(value, str):
+        return value
     if isinstance(value, Integral):  # NumPy's too
         return f"{int(value):,}"
-    if not math.isfinite(value) or value == 0:
-        return f"{value:g}".replace("nan", "NaN")
-    if not 1e-4 <= abs(value) < 1e9:
-        return f"{value:.3e}"
-    decimals = 3 - math.floor(math.log10(abs(value)))
-    text = f"{round(value, decimals):,.{max(decimals, 0)}f}"
-    return text.rstrip("0").rstrip(".") if "." in text else text
+    return f"{float(f'{value:.4g}'):,.12g}".replace("nan", "NaN")
 
 
 def headline(figures: Mapping[str, Value]) -> Html:
@@ -42,24 +35,18 @@ def headline(figures: Mapping[str, Value]) -> Html:
 
 def key_values(figures: Mapping[str, Value], caption: str) -> Html:
     """A table of two columns, a name and its value. The caption is for those who hear the page."""
-    rows = (tag("tr", None, tag("th", {"scope": "row"}, name), _cell(value)) for name, value in figures.items())
-    return tag("table", {"class": "pairs"}, tag("caption", None, caption), tag("tbody", None, *rows))
+    rows = (
+        tag("tr", None, tag("th", {"scope": "row"}, name), tag("td", None, number(value)))
+        for name, value in figures.items()
+    )
+    return tag("table", {"class": "pairs"}, tag("caption", None, caption), *rows)
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[Value | None]], caption: str) -> Html:
     """A table with a head; None is an empty cell."""
     head = tag("tr", None, *(tag("th", {"scope": "col"}, name) for name in columns))
-    body = (tag("tr", None, *(_cell("" if v is None else v) for v in row)) for row in rows)
-    inner = join(tag("caption", None, caption), tag("thead", None, head), tag("tbody", None, *body))
+    body = (tag("tr", None, *(tag("td", None, "" if v is None else number(v)) for v in row)) for row in rows)
+    inner = tag("caption", None, caption), tag("thead", None, head), tag("tbody", None, *body)
     # Where it is wider than the screen, the keyboard must be able to scroll it.
     attributes = {"class": "scroll", "tabindex": 0, "role": "region", "aria-label": caption}
-    return tag("div", attributes, tag("table", {"class": "grid"}, inner))
-
-
-def folded(summary: str, *children: str) -> Html:
-    """Content behind a line that opens it; printed open."""
-    return tag("details", None, tag("summary", None, summary), *children)
-
-
-def _cell(value: Value) -> Html:
-    return tag("td", {"class": "text"} if isinstance(value, str) else None, number(value))
+    return tag("div", attributes, tag("table", {"class": "grid"}, *inner))

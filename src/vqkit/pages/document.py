@@ -1,0 +1,61 @@
+"""A whole page in one string: it opens without a network, in light and dark, on a telephone and on paper."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import NamedTuple
+
+from vqkit.pages.style import CSS
+
+# The policy says what the page may load: images and styles that it carries itself, whatever text got into it.
+HEAD = f"""<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="\
+default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<style>{CSS}</style>
+"""
+
+
+class Html(str):
+    """Text that is markup already. Made by `tag`; a plain `str` is text and gets escaped."""
+
+
+def tag(name: str, attributes: Mapping[str, object] | None = None, *children: str) -> Html:
+    """One element; attribute values and plain-string children are escaped.
+
+    >>> tag("a", {"href": "#x", "title": '"'}, "1 & 2")
+    '<a href="#x" title="&quot;">1 &amp; 2</a>'
+    """
+    pairs = "".join(f' {key}="{escape(str(value))}"' for key, value in (attributes or {}).items())
+    inner = "".join(child if isinstance(child, Html) else escape(child) for child in children)
+    return Html(f"<{name}{pairs}>" if name == "img" else f"<{name}{pairs}>{inner}</{name}>")
+
+
+def folded(summary: str, *children: str) -> Html:
+    """Content behind a line that opens it; printed open."""
+    return tag("details", None, tag("summary", None, summary), *children)
+
+
+class Section(NamedTuple):
+    """A part of a page: a title, the content, and a sentence or two before it that say what is to be seen."""
+
+    title: str
+    content: Sequence[Html]
+    lead: str = ""
+
+
+def page(title: str, sections: Sequence[Section], subtitle: str, top: Html) -> str:
+    """A complete HTML5 document; `top` stands between the title and the list of sections."""
+    links, parts = [], []
+    for i, section in enumerate(sections, 1):
+        links.append(tag("li", None, tag("a", {"href": f"#s{i}"}, section.title)))
+        heading = tag("h2", {"id": f"s{i}-title"}, section.title)
+        lead = tag("p", {"class": "lead"}, section.lead) if section.lead else ""
+        parts.append(tag("section", {"id": f"s{i}", "aria-labelledby": f"s{i}-title"}, heading, lead, *section.content))
+    header = tag("header", None, tag("h1", None, title), tag("p", None, subtitle))
+    nav = tag("nav", {"aria-label": "Sections"}, tag("ol", None, *links))
+    body = tag("body", None, header, top, nav, tag("main", None, *parts))
+    return f"{HEAD}{tag('title', None, title)}</head>{body}</html>\n"
