@@ -21,7 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from vqkit.data import DataError, NoSuchPath, RandomCrops, bundled, open_images
+from vqkit.data import DataError, NoSuchPath, RandomCrops, open_images, sources
 
 RNG = np.random.default_rng(0)
 SHARED = Path(os.environ.get("VQKIT_DATA", Path(__file__).parents[2] / "shared" / "data"))
@@ -78,7 +78,7 @@ def test_bundled_photos_import_no_large_package() -> None:
 
 
 def test_absent_photo_and_absent_packages_say_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(bundled.TRAINING, "astronaut", "skimage/data/no.png")
+    monkeypatch.setitem(sources.BUNDLED, "astronaut", "skimage/data/no.png")
     fails(None, "data/no.png", "scikit-image lacks this photo", "pip install --force-reinstall scikit-image")
     monkeypatch.setitem(sys.modules, "skimage", None)
     with pytest.raises(ImportError, match=r"scikit-image; run: pip install 'vqkit\[train\]'"):

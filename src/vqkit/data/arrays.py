@@ -6,20 +6,19 @@ import gzip
 import math
 import struct
 import zlib
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from vqkit.data.files import DataError, one_line, over_white
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from jaxtyping import UInt8
 
 _PREFERRED = ("images", "x", "x_train", "arr_0")
-_CHUNK = 1 << 20  # bytes read, or values converted, at a time: bounds the memory needed beside the data
 _IDX_TYPES = {8: "uint8", 9: "int8", 11: "int16", 12: "int32", 13: "float32", 14: "float64"}
 
 
@@ -86,11 +85,11 @@ def _converted(array: np.ndarray, source: object) -> list[UInt8[np.ndarray, "H W
     return [over_white(image) if image.shape[-1] == 4 else image for image in pixels]
 
 
-def _to_uint8(array: np.ndarray, source: object) -> UInt8[np.ndarray, "N H W C"]:
+def _to_uint8(array: np.ndarray, source: object) -> Iterator[UInt8[np.ndarray, "H W C"]]:
     if array.dtype.kind not in "biuf":
         raise DataError(f"{source}: dtype {array.dtype} is no pixel value; save uint8, or floats in [0, 1]")
     low, high = float(array.min()), float(array.max())  # NaN, if there is any, is both
-    if not math.isfinite(high - low):
+    if not (math.isfinite(low) and math.isfinite(high)):
         first = tuple(map(int, np.unravel_index(np.isfinite(array).argmin(), array.shape)))
         raise DataError(
             f"{source}: {array[first]} at (image, row, column, channel) {first}; pixels must be finite; "
@@ -105,11 +104,7 @@ def _to_uint8(array: np.ndarray, source: object) -> UInt8[np.ndarray, "N H W C"]
         raise DataError(
             f"{source}: {array.dtype} values from {low:g} to {high:g}, expected 0 to {top}; save {rescaled} as float32"
         )
-    pixels = np.empty(array.shape, np.uint8)
-    step = max(1, _CHUNK // array[0].size)
-    for i in range(0, len(array), step):
-        pixels[i : i + step] = np.rint(array[i : i + step] * (255 // top))
-    return pixels
+    return (np.rint(image * (255 // top)).astype(np.uint8) for image in array)  # one by one, to spare memory
 
 
 def read_idx(path: Path) -> list[UInt8[np.ndarray, "H W C"]]:
@@ -119,36 +114,27 @@ def read_idx(path: Path) -> list[UInt8[np.ndarray, "H W C"]]:
     the values. (LeCun, Cortes, Burges: The MNIST database of handwritten digits, section "File formats".)
     """
     try:
-        with path.open("rb") as file:
-            # By its content: browsers unpack a .gz on download and leave its name.
-            packed = file.read(2) == b"\x1f\x8b"
-            file.seek(0)
-            array = _idx_array(gzip.GzipFile(fileobj=file) if packed else file, path)
+        data = path.read_bytes()
+        if data.startswith(b"\x1f\x8b"):  # By its content: browsers unpack a .gz on download and leave its name.
+            data = gzip.decompress(data)
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path}: cannot be read ({one_line(error)}); download the file again") from None
-    return _converted(array[..., None], path) if array.ndim == 3 else images_of(array, path)
-
-
-def _idx_array(stream: IO[bytes] | gzip.GzipFile, path: Path) -> np.ndarray:
-    magic = stream.read(4)
-    if len(magic) < 4 or magic[:2] != b"\0\0" or magic[2] not in _IDX_TYPES:
-        raise DataError(f"{path}: starts with {magic.hex(' ') or 'nothing'}, no idx header; check the file")
-    if magic[2] != 8 or magic[3] not in (3, 4):
+    if len(data) < 4 or data[:2] != b"\0\0" or data[2] not in _IDX_TYPES:
+        raise DataError(f"{path}: starts with {data[:4].hex(' ') or 'nothing'}, no idx header; check the file")
+    kind, dimensions = _IDX_TYPES[data[2]], data[3]
+    if kind != "uint8" or dimensions not in (3, 4):
         raise DataError(
-            f"{path}: holds {_IDX_TYPES[magic[2]]} in {magic[3]} dimensions, expected uint8 in 3 or 4; "
+            f"{path}: holds {kind} in {dimensions} dimensions, expected uint8 in 3 or 4; "
             f"one dimension is labels: give the file of the images"
         )
-    header = stream.read(4 * magic[3])
-    if len(header) < 4 * magic[3]:
+    start = 4 + 4 * dimensions
+    if len(data) < start:
         raise DataError(f"{path}: ends inside its header; download the file again")
-    shape = struct.unpack(f">{magic[3]}I", header)
-    size = math.prod(shape)
+    shape = struct.unpack(f">{dimensions}I", data[4:start])
+    size, found = math.prod(shape), len(data) - start
     if not size:
         raise DataError(f"{path}: shape {shape} is empty; expected at least one image")
-    data = bytearray()  # Memory is taken for bytes that have come, never for what a header claims.
-    while chunk := stream.read(min(_CHUNK, size + 1 - len(data))):
-        data += chunk
-    if len(data) != size:
-        found = "more" if len(data) > size else f"only {len(data):,}"
-        raise DataError(f"{path}: shape {shape} needs {size:,} bytes, {found} came; download the file again")
-    return np.frombuffer(data, np.uint8).reshape(shape)
+    if found != size:
+        raise DataError(f"{path}: shape {shape} needs {size:,} bytes, {found:,} came; download the file again")
+    array = np.frombuffer(data, np.uint8, offset=start).reshape(shape)
+    return _converted(array[..., None], path) if dimensions == 3 else images_of(array, path)

@@ -16,21 +16,17 @@ from vqkit.data.files import DataError
 if TYPE_CHECKING:
     from jaxtyping import Float, Float32, UInt8
 
-# Makes of a uint8 (S, S, C) crop one of the same shape; draws from the given generator only.
-Augment = Callable[[np.ndarray, np.random.Generator], np.ndarray]
+Augment = Callable[[np.ndarray, np.random.Generator], np.ndarray]  # of an (S, S, C) crop, drawing from the generator
 
 
 class RandomCrops:
     """Batches of random square crops, each a pure function of (seed, step).
 
-    Every position in every image is equally likely: an image is drawn in proportion to
-    (H - S + 1)(W - S + 1). A batch has its own generator, Philox keyed by (seed, step), so that a run
-    resumed at a step sees the crops it would have seen.
+    Every position in every image is equally likely: an image is drawn in proportion to (H - S + 1)(W - S + 1).
+    `augment` is applied to each crop, in order.
 
-    `images` are uint8 (H, W, C), C alike; `augment` is applied to each crop, in order; errors call the images by
-    `names`, and propose a size that `multiple` divides.
-
-    Raises: `DataError` where an image is smaller than a crop.
+    Raises: `DataError` where an image is smaller than a crop; it calls the image by its name, and proposes a size
+    that `multiple` divides.
 
     >>> crops = RandomCrops([np.zeros((40, 50, 3), np.uint8)], size=32, batch=8, seed=0)
     >>> crops.batch_at(1000).shape
@@ -47,7 +43,15 @@ class RandomCrops:
         names: Sequence[str] = (),
         multiple: int = 1,
     ) -> None:
-        _check(images, size, names, multiple)
+        sides = [min(image.shape[:2]) for image in images]
+        if min(sides) < size:
+            i = int(np.argmin(sides))
+            fits = sides[i] // multiple * multiple
+            raise DataError(
+                f"image {names[i] if names else i} is {images[i].shape[1]} x {images[i].shape[0]} pixels, but crops "
+                f"are {size} x {size} ({sum(side < size for side in sides)} of {len(images)} images are too small); "
+                f"{f'use --set crop={fits}, or' if fits else 'use'} larger images only"
+            )
         self.images, self.size, self.batch, self.seed, self.augment = images, size, batch, seed, augment
         self._columns = np.array([image.shape[1] - size + 1 for image in images])
         positions = self._columns * [image.shape[0] - size + 1 for image in images]
@@ -65,13 +69,14 @@ class RandomCrops:
             crop = self.images[i][top : top + self.size, left : left + self.size]
             for augment in self.augment:
                 crop = augment(crop, rng)
-            crops.append(crop)
-        return _stack(crops)
+            crops.append(to_tensor(crop))
+        return torch.cat(crops)
 
 
 def to_tensor(image: UInt8[np.ndarray, "H W C"]) -> Float32[torch.Tensor, "1 C H W"]:
     """One image for a model: v / 255."""
-    return _stack([image])
+    channels_first = np.array(image.transpose(2, 0, 1), order="C")
+    return torch.from_numpy(channels_first)[None].float().div_(255)
 
 
 def to_image(tensor: Float[torch.Tensor, "... C H W"]) -> UInt8[np.ndarray, "H W C"]:
@@ -85,22 +90,4 @@ def to_image(tensor: Float[torch.Tensor, "... C H W"]) -> UInt8[np.ndarray, "H W
     values = tensor.detach().float().cpu().reshape(tensor.shape[-3:]).permute(1, 2, 0)
     if values.isnan().any():
         raise ValueError("tensor holds NaN, expected numbers; the model that made it has diverged")
-    pixels: np.ndarray = values.clamp(0, 1).mul(255).round().to(torch.uint8).contiguous().numpy()
-    return pixels
-
-
-def _stack(crops: list[np.ndarray]) -> Float32[torch.Tensor, "B C S S"]:
-    return torch.from_numpy(np.ascontiguousarray(np.stack(crops).transpose(0, 3, 1, 2))).float().div_(255)
-
-
-def _check(images: Sequence[np.ndarray], size: int, names: Sequence[str], multiple: int) -> None:
-    sides = [min(image.shape[:2]) for image in images]
-    smallest = int(np.argmin(sides))
-    if sides[smallest] < size:
-        height, width, _ = images[smallest].shape
-        fits = sides[smallest] // multiple * multiple
-        raise DataError(
-            f"image {names[smallest] if names else smallest} is {width} x {height} pixels, but crops are {size} x {size} "
-            f"({sum(side < size for side in sides)} of {len(images)} images are too small); "
-            f"{f'use --set crop={fits}, or' if fits else 'use'} larger images only"
-        )
+    return np.ascontiguousarray(values.clamp(0, 1).mul(255).round().to(torch.uint8).numpy())

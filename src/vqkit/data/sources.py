@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vqkit.data import bundled
 from vqkit.data.arrays import read_idx, read_npy
 from vqkit.data.files import DataError, NoSuchPath, read_image
 
@@ -19,6 +19,17 @@ if TYPE_CHECKING:
 
 _IDX_NAME = re.compile(r"(-ubyte|\.idx\d?)(\.gz)?$", re.IGNORECASE)
 _KINDS = "DATA is a folder of images, an image, a .npy, .npz or idx file"
+
+# Real photos that scikit-image and scikit-learn install with themselves: the package to import, and the path inside.
+BUNDLED = {
+    "astronaut": "skimage/data/astronaut.png",
+    "coffee": "skimage/data/coffee.png",
+    "rocket": "skimage/data/rocket.jpg",
+    "hubble_deep_field": "skimage/data/hubble_deep_field.jpg",
+    "china": "sklearn/datasets/images/china.jpg",
+    "flower": "sklearn/datasets/images/flower.jpg",
+}
+BUNDLED_HELD_OUT = {"chelsea": "skimage/data/chelsea.png"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,11 +61,10 @@ def open_images(path: str | os.PathLike[str] | None = None) -> Images:
     """
     if path is None:
         training, held_out = (
-            tuple(read_image(bundled.photo_path(photo)) for photo in photos.values())
-            for photos in (bundled.TRAINING, bundled.HELD_OUT)
+            tuple(_bundled(photo) for photo in photos.values()) for photos in (BUNDLED, BUNDLED_HELD_OUT)
         )
-        description = f"bundled photos {', '.join(bundled.TRAINING)}; {', '.join(bundled.HELD_OUT)} held out"
-        return Images(training, tuple(bundled.TRAINING), held_out, tuple(bundled.HELD_OUT), (), description)
+        description = f"bundled photos {', '.join(BUNDLED)}; {', '.join(BUNDLED_HELD_OUT)} held out"
+        return Images(training, tuple(BUNDLED), held_out, tuple(BUNDLED_HELD_OUT), (), description)
     # Not Path.exists: to Path the empty path, which an unset shell variable gives, is the current folder.
     if not os.path.exists(path):
         raise NoSuchPath(f"{os.fspath(path)!r}: no such file or folder; check the spelling; {_KINDS}")
@@ -72,6 +82,22 @@ def open_images(path: str | os.PathLike[str] | None = None) -> Images:
         return _collection([read_image(source)], [name], [], name)
     except DataError as error:
         raise DataError(f"{source}: {error}; {_KINDS}") from None
+
+
+def _bundled(photo: str) -> np.ndarray:
+    """A photo out of a package that is located but not imported: `import sklearn` alone takes 1.6 s."""
+    module, _, inside = photo.partition("/")
+    distribution = {"skimage": "scikit-image", "sklearn": "scikit-learn"}[module]
+    spec = find_spec(module)
+    if spec is None or not spec.submodule_search_locations:
+        raise ImportError(f"the bundled photos need {distribution}; run: pip install 'vqkit[train]'")
+    path = Path(spec.submodule_search_locations[0], inside)
+    if not path.is_file():
+        raise DataError(
+            f"{path}: the installed {distribution} lacks this photo; run: pip install --force-reinstall "
+            f"{distribution}; or train on images of your own: vqkit train FOLDER"
+        )
+    return read_image(path)
 
 
 def _folder(folder: Path) -> Images:
