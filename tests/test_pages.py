@@ -26,7 +26,6 @@ from vqkit.pages import (
     folded,
     headline,
     image_row,
-    image_tag,
     key_values,
     line_chart,
     number,
@@ -113,7 +112,7 @@ def whole_page(text: str = "text") -> str:
         key_values({text: text}, text),
         table([text], [[text], [None]], text),
         folded(text, text),
-        image_row([(text, image_tag(image, text))], text, text),
+        image_row([(text, image)], text, text),
         line_chart([Series(text, [0, 1], [1, 2])] * 2, Linear(), title=text, x_label=text, unit=text),
         bar_chart(np.array([1, 2]), (text, 1.5), Linear(), title=text, x_label=text, unit=text),
     ]
@@ -168,7 +167,7 @@ def test_hostile_text_stays_text(text):
     plain, hostile = Tree(whole_page("text")), Tree(whole_page(text))
     assert [name for name, _ in hostile.elements] == [name for name, _ in plain.elements]
     assert [a.keys() for _, a in hostile.elements] == [a.keys() for _, a in plain.elements]
-    assert hostile.named("img")[0]["alt"] == text
+    assert hostile.named("img")[0]["alt"] == f"{text}, {text}"
     assert "".join(hostile.words).count(text) == "".join(plain.words).count("text")
 
 
@@ -193,6 +192,7 @@ values = st.floats(-1e9, 1e9).map(lambda v: float(f"{v:.6g}"))
 
 @settings(max_examples=100, deadline=None)
 @example([1e8, 1e8 + 10], 1.0)
+@example([0.0, -2.2e-309], 1.0)
 @given(st.lists(values, min_size=2, max_size=30), st.floats(1e-3, 1e4))
 def test_points_lie_where_the_ticks_say(y, spacing):
     x = np.arange(len(y)) * spacing
@@ -298,9 +298,10 @@ def decoded(uri: str) -> np.ndarray:
 @pytest.mark.parametrize("channels", [1, 3, 4])
 def test_png_is_exact(channels):
     array = np.random.default_rng(0).integers(0, 256, (9, 7, channels), dtype=np.uint8)
-    (image,) = Tree(image_tag(encode(array), "an image", "pixelated")).named("img")
+    (image,) = Tree(image_row([("original", encode(array))], "cat", "", "pixelated")).named("img")
     np.testing.assert_array_equal(decoded(image["src"]).reshape(array.shape), array)
     assert (image["width"], image["height"], image["class"]) == ("7", "9", "pixelated")
+    assert image["alt"] == "cat, original"
 
 
 def test_images_that_are_compared_fit_their_bytes_at_one_scale():

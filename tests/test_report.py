@@ -169,6 +169,15 @@ def test_a_metric_that_a_row_lacks_is_no_gap_but_nan_is():
     assert lines(rows) == 2
 
 
+def test_of_very_many_rows_an_even_share_is_drawn_the_first_and_the_last_among_them():
+    text = render(summary(metrics=[{"step": s, "perplexity": float(s)} for s in range(10_000)]))
+    chart = text.partition(">Perplexity<")[2].partition("</svg>")[0]
+    points = re.search(r'class="line c0" d="M([^"]*)"', chart)[1].split("L")
+    assert len(points) == 500
+    assert points[0].startswith("46.0 ") and points[-1].startswith("392.0 ")
+    assert "25 of 10,000 rows" in Text(text).words
+
+
 def test_long_settings_are_cut_and_surrogates_from_file_names_survive(tmp_path):
     run = summary(config={"long": "x" * 100_000}, comparisons=[comparison("caf\udce9.png")])
     write_report(tmp_path / "report.html", run)

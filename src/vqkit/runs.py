@@ -253,8 +253,8 @@ def _summary(
         "seconds": round(run.seconds, 1),
     }
     return RunSummary(
-        title=f"VQ-VAE of {images.description}",
-        subtitle=f"Errors on {split} images; codes counted over the training images.",
+        title="A VQ-VAE and its codes",
+        subtitle=f"Trained on {images.description}. Errors on {split} images; codes counted over the training images.",
         config={"training": entries["training"], "model": entries["model"]},
         metrics=rows,
         comparisons=comparisons,

@@ -185,6 +185,6 @@ def _range(values: np.ndarray, scale: Scale) -> tuple[float, float]:
     shown = values[np.isfinite(scale.place(values))]
     low, high = (float(shown.min()), float(shown.max())) if shown.size else (0.1, 1.0)
     if high - low <= max(1e-9 * max(abs(low), abs(high)), 1e-100):  # or ticks would run out of digits
-        widen = 0.05 * abs(low) or 1.0
+        widen = 0.05 * abs(low) if abs(low) > 1e-100 else 1.0
         return low - widen, high + widen
     return low, high

@@ -14,7 +14,7 @@ from vqkit.pages.document import Html, tag
 if TYPE_CHECKING:
     from jaxtyping import UInt8
 
-MOST_SIDE = 720  # pixels of an image that is shown a third of 1024 pixels wide
+MOST_SIDE = 720  # pixels: twice what a third of the page shows
 
 
 class Encoded(NamedTuple):
@@ -65,14 +65,16 @@ def encode_within(arrays: Sequence[UInt8[np.ndarray, "h w c"]], most_bytes: int)
         exact = False
 
 
-def image_tag(image: Encoded, alt: str, scaling: Literal["pixelated", "auto"] = "auto") -> Html:
-    """An <img> with its data inside; "pixelated" shows pixels as squares where the page enlarges them."""
-    size = {"width": image.width, "height": image.height}
-    return tag("img", {"src": image.uri(), "alt": alt, **size, "class": scaling})
+def image_row(
+    images: Sequence[tuple[str, Encoded]], name: str, note: str = "", scaling: Literal["pixelated", "auto"] = "auto"
+) -> Html:
+    """A figure of images side by side, each (label, image), under one name and a note at the line's end.
 
-
-def image_row(images: Sequence[tuple[str, Html]], name: str, note: str = "") -> Html:
-    """A figure of images side by side, each (label, <img>), under one name and a note at the line's end."""
-    cells = (tag("div", None, image, tag("span", None, label)) for label, image in images)
-    words = tag("figcaption", None, tag("strong", None, name), tag("span", {"class": "note"}, note))
-    return tag("figure", {"class": "row"}, words, *cells)
+    "pixelated" shows pixels as squares where the page enlarges them.
+    """
+    cells = [tag("figcaption", None, tag("strong", None, name), tag("span", {"class": "note"}, note))]
+    for label, image in images:
+        size = {"width": image.width, "height": image.height}
+        img = tag("img", {"src": image.uri(), "alt": f"{name}, {label}", **size, "class": scaling})
+        cells.append(tag("div", None, img, tag("span", None, label)))
+    return tag("figure", {"class": "row"}, *cells)

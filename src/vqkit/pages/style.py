@@ -12,8 +12,7 @@ CSS = """
 --paper:#15171a;--ink:#e4e4df;--soft:#9a9fa6;--rule:#33373c;--wash:#1d2024;--bar:#6f9fca;
 --line-0:#86b6e2;--line-1:#e39a52;--line-2:#5cc0ab;--line-3:#d67fa8}}
 
-*{box-sizing:border-box}
-html{-webkit-text-size-adjust:100%;scroll-behavior:smooth}
+*{box-sizing:border-box} html{-webkit-text-size-adjust:100%;scroll-behavior:smooth}
 body{margin:0 auto;padding:clamp(1.5rem,5vw,4.5rem) clamp(1rem,4vw,3rem) 5rem;max-width:1120px;
 background:var(--paper);color:var(--ink);font:1.0625rem/1.6 var(--serif);overflow-wrap:anywhere}
 h1,h2{font-weight:600;line-height:1.15;letter-spacing:-.012em;text-wrap:balance;margin:0}
@@ -21,8 +20,7 @@ h1{font-size:clamp(1.9rem,4.5vw,2.9rem)} h2{font-size:1.55rem}
 header p{margin:.6rem 0 0;color:var(--soft);font-size:1.125rem}
 section{margin-top:4.25rem;padding-top:1.4rem;border-top:1px solid var(--rule)}
 p{max-width:42em;margin:.7rem 0;text-wrap:pretty} p.lead{color:var(--soft)}
-section>:is(h2,.lead)+:not(.lead){margin-top:1.7rem}
-nav,figure,dl,table,summary{font-family:var(--sans)}
+section>:is(h2,.lead)+:not(.lead){margin-top:1.7rem} nav,figure,dl,table,summary{font-family:var(--sans)}
 nav ol{list-style:none;display:flex;flex-wrap:wrap;gap:.3rem 1.5rem;margin:2.2rem 0 0;padding:0;font-size:.875rem}
 a{color:var(--line-0);text-decoration-thickness:1px;text-underline-offset:.25em}
 :is(a,summary,.scroll):focus-visible{outline:2px solid var(--line-0);outline-offset:3px}
@@ -46,8 +44,7 @@ figcaption strong{font-size:.9375rem;font-weight:600}
 .row img{display:block;width:100%;height:auto;background:var(--wash)} .row div>span{display:block;margin-top:.35rem}
 .pixelated,.atlas image{image-rendering:pixelated}
 
-svg{display:block;width:100%;height:auto;overflow:visible}
-.chart{display:flex;flex-direction:column;gap:.6rem}
+svg{display:block;width:100%;height:auto;overflow:visible} .chart{display:flex;flex-direction:column;gap:.6rem}
 .chart svg{margin-top:auto;font:11px var(--sans);font-variant-numeric:tabular-nums}
 .chart text{fill:var(--soft)} .chart .y{text-anchor:end} .chart :is(.x,.name){text-anchor:middle}
 .chart path{fill:none;vector-effect:non-scaling-stroke}
@@ -67,8 +64,7 @@ caption{position:absolute;width:1px;height:1px;overflow:hidden;clip-path:inset(5
 th{font-weight:400;text-align:left} th,td{padding:.34rem 0;border-bottom:1px solid var(--rule);vertical-align:top}
 .pairs{width:100%;max-width:42rem} .pairs th{color:var(--soft);padding-right:2rem;width:45%}
 .grid :is(td,th){text-align:right;padding-left:1.5rem;white-space:nowrap} .grid thead th{color:var(--soft)}
-.grid :is(td,th):first-child{padding-left:0;text-align:left}
-.scroll{overflow-x:auto;position:relative}
+.grid :is(td,th):first-child{padding-left:0;text-align:left} .scroll{overflow-x:auto;position:relative}
 section>details{margin-top:1.8rem} details>:not(summary){margin-top:.9rem}
 summary{cursor:pointer;font-size:.9375rem;color:var(--line-0)}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -103,7 +103,8 @@ class Collector:
             )
 
     def _merge(self, leaf: Tensor) -> None:
-        rows, marks = leaf.grad[:, :-1], leaf.grad[:, -1:]
+        gradient: Any = leaf.grad  # autograd has just filled it
+        rows, marks = gradient[:, :-1], gradient[:, -1:]
         rows = torch.where(marks == 1, rows, torch.nan)  # 2 where the rows of two calls were added
         both = rows if self._merged is None else torch.cat([self._merged, rows])
         self._merged, leaf.grad = sample_rows(both, self.key(), self.vectors), None

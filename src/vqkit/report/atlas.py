@@ -19,10 +19,7 @@ SIDE = 24  # pixels kept of a code's tile: at 32 tiles to a line of 1000 pixels 
 
 
 def atlas(tiles: UInt8[np.ndarray, "K h w c"], counts: Integer[np.ndarray, " K"]) -> Section:
-    """One image of all codes in use, arranged by brightness and colour, then the codes never chosen, greyed.
-
-    A tile's tooltip holds its code's index and share.
-    """
+    """One image of all codes in use, arranged by brightness and colour, then the codes never chosen, greyed."""
     order = np.argsort(counts, kind="stable")[::-1][:MOST]
     columns = max(12, math.ceil(math.sqrt(2 * len(order))))  # 12, lest few codes become posters
     rows = math.ceil(len(order) / columns)
@@ -43,8 +40,8 @@ def atlas(tiles: UInt8[np.ndarray, "K h w c"], counts: Integer[np.ndarray, " K"]
     )
     within = "from warm to cool" if tiles.shape[-1] == 3 else "from flat to structured"
     lead = (
-        "What each code decodes to when a whole image is that code. Rows run from dark to light, "
-        f"each row {within}. Rest the pointer on a tile for its index and its share of all vectors."
+        f"What each code decodes to when a whole image is that code. Rows run from dark to light, each row {within}. "
+        "Rest the pointer on a tile for its index and its share of all vectors."
     )
     if len(unused):
         lead += f" The last {len(unused):,}, greyed and struck through, were never chosen."
@@ -87,5 +84,5 @@ def _gaps(columns: int, rows: int, struck: range) -> str:
 
 def _cell(place: int, columns: int, code: int, share: float) -> Html:
     y, x = divmod(place, columns)
-    words = f"{code} · {share:.2%}" if share else f"{code} · never"
-    return tag("path", {"d": f"M{x} {y}h1v1h-1z"}, tag("title", None, words))
+    used = f"{share:.2%}" if share else "never"
+    return tag("path", {"d": f"M{x} {y}h1v1h-1z"}, tag("title", None, f"{code} · {used}"))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
-from vqkit.pages import Html, Section, encode_within, image_row, image_tag, number, tag
+from vqkit.pages import Html, Section, encode_within, image_row, number, tag
 
 if TYPE_CHECKING:
     from jaxtyping import UInt8
@@ -36,11 +36,9 @@ def comparisons(shown: Sequence[Comparison], most_bytes: int) -> Section:
         row, size = _row(c, most_bytes // (len(places) - len(rows)))
         rows.append(row)
         most_bytes -= size  # What one image leaves over, the next may use.
-    lead = (
-        "Each original, what the decoder makes of its codes, and the absolute difference of the two, "
-        f"amplified {AMPLIFIED} times."
-    )
-    return Section("Reconstructions", [tag("div", {"class": "rows small" if small else "rows"}, *rows)], lead)
+    lead = "Each original, what the decoder makes of its codes, and the absolute difference of the two, amplified"
+    grid = tag("div", {"class": "rows small" if small else "rows"}, *rows)
+    return Section("Reconstructions", [grid], f"{lead} {AMPLIFIED} times.")
 
 
 def _row(c: Comparison, most_bytes: int) -> tuple[Html, int]:
@@ -49,11 +47,11 @@ def _row(c: Comparison, most_bytes: int) -> tuple[Html, int]:
     images = encode_within((c.original, c.reconstruction, error.clip(0, 255).astype(np.uint8)), most_bytes)
     labels = ("original", "reconstruction", f"difference \N{MULTIPLICATION SIGN}{AMPLIFIED}")
     scaling: Literal["pixelated", "auto"] = "pixelated" if max(height, width) <= SMALL else "auto"
-    tags = [image_tag(image, f"{c.name}, {label}", scaling) for label, image in zip(labels, images, strict=True)]
     shrunk = f", shown at {images[0].scale:.0%}" if images[0].scale < 1 else ""
     quality = "exact" if c.psnr == np.inf else f"{number(float(c.psnr))} dB"
     note = f"{c.split} · {width} \N{MULTIPLICATION SIGN} {height}{shrunk} · {quality}"
-    return image_row(list(zip(labels, tags, strict=True)), c.name, note), sum(len(image.data) for image in images)
+    figure = image_row(list(zip(labels, images, strict=True)), c.name, note, scaling)
+    return figure, sum(len(image.data) for image in images)
 
 
 def _detail(c: Comparison) -> list[Comparison]:
@@ -61,8 +59,7 @@ def _detail(c: Comparison) -> list[Comparison]:
     down, right = (side // DETAIL for side in c.original.shape[:2])
     if min(down, right) < 2:
         return []
-    squared = (c.original.astype(np.float64) - c.reconstruction) ** 2
-    squared = squared[: down * DETAIL, : right * DETAIL]
+    squared = (c.original.astype(np.float64) - c.reconstruction)[: down * DETAIL, : right * DETAIL] ** 2
     errors = squared.reshape(down, DETAIL, right, -1).mean((1, 3))
     top, left = (int(i) * DETAIL for i in np.unravel_index(errors.argmax(), errors.shape))
     window = (slice(top, top + DETAIL), slice(left, left + DETAIL))
