@@ -173,8 +173,10 @@ class StaleSums(vqkit.VectorQuantizer):
 class ZerosForMissingPoints(vqkit.KMeans):
     """Fewer points than codes: the rest of the table stays zero."""
 
-    def from_vectors(self, vectors: Tensor, codes: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        centres, n = super().from_vectors(vectors, codes, generator)
+    def from_vectors(
+        self, vectors: Tensor, weights: Tensor, codes: int, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        centres, n = super().from_vectors(vectors, weights, codes, generator)
         centres[len(vectors) :] = 0
         return centres, n
 
@@ -183,8 +185,11 @@ class ZerosForMissingPoints(vqkit.KMeans):
 class DrawsFromGlobalGenerator(vqkit.KMeans):
     """Ranks, and resumed runs, start from different points."""
 
-    def from_vectors(self, vectors: Tensor, codes: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        return super().from_vectors(vectors, codes, torch.Generator().manual_seed(int(torch.randint(2**60, ()))))
+    def from_vectors(
+        self, vectors: Tensor, weights: Tensor, codes: int, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        elsewhere = torch.Generator().manual_seed(int(torch.randint(2**60, ())))
+        return super().from_vectors(vectors, weights, codes, elsewhere)
 
 
 class AbsoluteThreshold(vqkit.VectorQuantizer):

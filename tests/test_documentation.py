@@ -20,7 +20,7 @@ def blocks(document: Path, language: str) -> list[str]:
 def test_python_runs(document: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
-    names: dict[str, object] = {"torch": torch, "__name__": "documentation"}
+    names: dict[str, object] = {"__name__": "documentation"}
     for number, block in enumerate(blocks(document, "python"), start=1):
         exec(compile(block, f"{document.name}, block {number}", "exec"), names)
     if document.name == "README.md":  # one of its blocks takes a step, so its codebook must have learnt

@@ -64,16 +64,29 @@ def test_an_old_handle_does_not_release_the_new_one() -> None:
     old.remove()
     vqkit.attach(optimizer, model)
     old.remove()
-    with pytest.raises(ValueError, match="attached to an optimizer already"):
+    with pytest.raises(ValueError, match="attached to this optimizer already"):
         vqkit.attach(optimizer, model)
 
 
 def test_a_second_optimizer_is_refused() -> None:
     model, discriminator = ema(), nn.Linear(DIM, 1)
-    vqkit.attach(torch.optim.SGD(model.parameters(), lr=0.1), model)
+    first = torch.optim.SGD(model.parameters(), lr=0.1)
+    vqkit.attach(first, model)
     for parameters in (model.parameters(), [*discriminator.parameters(), *model.parameters()]):
-        with pytest.raises(ValueError, match=r"attached to an optimizer already.*remove\(\)"):
+        with pytest.raises(ValueError, match=r"attached to another optimizer \(SGD\) already.*remove\(\)"):
             vqkit.attach(torch.optim.SGD(parameters, lr=0.1), model)
+
+
+def test_an_optimizer_that_is_gone_counts_no_more() -> None:
+    """As where a cell of a notebook, with model and optimizer in it, runs again."""
+    model = ema()
+    optimizer = torch.optim.Adam(model.parameters())
+    vqkit.attach(optimizer, model)
+    optimizer = torch.optim.Adam(model.parameters())
+    vqkit.attach(optimizer, model)
+    model(X).sum().backward()
+    optimizer.step()
+    assert model.vq.steps == 1
 
 
 def test_a_foreign_optimizer_is_refused() -> None:
@@ -228,9 +241,7 @@ def test_start_starts_one_quantizer_after_the_other() -> None:
 
     model = Two()
     vqkit.start(model, [(X, torch.tensor(3.0))])
-    rest = np.unique(
-        array(3 * X - model.first.decode(model.first.encode(3 * X))), axis=0
-    )  # a sample holds no row twice
+    rest = array(3 * X - model.first.decode(model.first.encode(3 * X)))
     close(model.second.codebook, reference.lloyd(rest, array(model.second.codebook)), "the second codebook")
     before = state(model)
     vqkit.start(model, [(X + 1, torch.tensor(1.0))])
@@ -238,8 +249,10 @@ def test_start_starts_one_quantizer_after_the_other() -> None:
 
 
 def test_start_says_what_is_wrong() -> None:
-    with pytest.raises(ValueError, match="batches is empty"):
+    with pytest.raises(ValueError, match="no batch reached a quantizer that waits for data: pass at least one"):
         vqkit.start(ema(start=vqkit.KMeans()), [])
+    with pytest.raises(ValueError, match="all of them are empty or masked"), pytest.warns(RuntimeWarning):
+        vqkit.start(ema(start=vqkit.KMeans()), [X[:0]])
 
     class Idle(nn.Module):
         def __init__(self) -> None:

@@ -47,6 +47,7 @@ _HOMES = {
     "vqkit.training": ("Config",),
     "vqkit.runs": ("train",),
 }
+_LAYERS = ("vqkit.codebooks", "vqkit.functional.estimators", "vqkit.quantizers", "vqkit.models")
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = ["__version__", *_HOME]
@@ -55,12 +56,14 @@ __all__ = ["__version__", *_HOME]
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'vqkit' has no attribute {name!r}")
+    module = _HOME[name]
     try:
-        return getattr(import_module(_HOME[name]), name)
+        return getattr(import_module(module), name)
     except ModuleNotFoundError as error:
-        if error.name != "torch":
+        if error.name is None or error.name.startswith("vqkit"):
             raise
-        raise ImportError(f"vqkit.{name} needs PyTorch: pip install 'vqkit[torch]'") from error
+        extra = "torch" if error.name == "torch" and module in _LAYERS else "train"
+        raise ImportError(f"vqkit.{name} needs {error.name}: pip install 'vqkit[{extra}]'") from error
 
 
 def __dir__() -> list[str]:

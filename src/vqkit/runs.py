@@ -21,7 +21,7 @@ from PIL import Image
 import vqkit
 from vqkit.data import Images, RandomCrops, open_images
 from vqkit.models import VQVAE
-from vqkit.models.vqvae import read_config, write_json
+from vqkit.models.vqvae import FORMAT, read_config, write_json
 from vqkit.report import Comparison, RunSummary, write_report
 from vqkit.training import (
     RECIPES,
@@ -92,7 +92,7 @@ def train(
     directory = _output(out)
     began = time.monotonic()
     entries: dict[str, Any] = {
-        "format": 1,
+        "format": FORMAT,
         "vqkit": vqkit.__version__,
         "data": None if data is None else os.path.abspath(data),
         "training": config.to_json(),

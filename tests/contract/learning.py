@@ -182,7 +182,7 @@ def law_13_deterministic(case: Case) -> None:
         return state(vq)
 
     whole = started(0, z)
-    for batches in ((shuffled,), shuffled.split(130), (z, z[:70])):
+    for batches in ((shuffled,), shuffled.split(130), (z, z)):
         different = [name for name in changed(whole, started(0, *batches)) if len(batches) != 2 or name != "n"]
         assert not different, f"law 13: {different} after a start depend on the order or split of the vectors"
     assert changed(whole, started(1, z)), "law 13: the start does not depend on the seed"

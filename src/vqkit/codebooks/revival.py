@@ -34,7 +34,7 @@ class NoRevival:
 
 @dataclass(frozen=True)
 class Reseed:
-    """A dead code moves onto an encoder output drawn at random from the step's, with n = 0: its past is forgotten.
+    """A dead code moves onto an encoder output, drawn at random from the step's distinct ones, with n = 0.
 
     A code is dead when it was not chosen among the last ``after * K`` tokens. Were all codes equally likely, one
     would go unchosen that long with probability ``exp(-after)``; being a count of tokens, it means the same at every

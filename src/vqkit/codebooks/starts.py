@@ -28,7 +28,11 @@ class DataStart(Protocol):
     """A start from encoder outputs: until the first ``step()``, or ``vqkit.start``, the codebook is zero."""
 
     def vectors(self, codes: int) -> int: ...
-    def from_vectors(self, vectors: Tensor, codes: int, generator: torch.Generator) -> tuple[Tensor, Tensor]: ...
+    def from_vectors(
+        self, vectors: Tensor, weights: Tensor, codes: int, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """The codebook, and of the sum of ``weights`` the part that each code stands for."""
+        ...
 
 
 Start = DataFreeStart | DataStart
@@ -44,7 +48,7 @@ class Normal:
         _positive("std", self.std)
 
     def codebook(self, codes: int, dim: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        return self.std * torch.randn(codes, dim, generator=generator), torch.zeros(codes)
+        return self.std * torch.randn(codes, dim, generator=generator, device="cpu"), torch.zeros(codes)
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,9 @@ class Uniform:
         _positive("bound", self.bound)
 
     def codebook(self, codes: int, dim: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        return (2 * torch.rand(codes, dim, generator=generator) - 1) * (self.bound / codes), torch.zeros(codes)
+        return (2 * torch.rand(codes, dim, generator=generator, device="cpu") - 1) * (self.bound / codes), torch.zeros(
+            codes
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,7 +92,8 @@ class Given:
 class KMeans:
     """The centres of k-means on sampled encoder outputs; n is each cluster's size, in vectors per step.
 
-    ``vectors_per_code`` times K vectors are sampled, or as many as there are.
+    ``vectors_per_code`` times K distinct vectors are sampled, or as many as there are; each counts as often as it
+    occurs.
     """
 
     iterations: int = 10
@@ -99,8 +106,10 @@ class KMeans:
     def vectors(self, codes: int) -> int:
         return self.vectors_per_code * codes
 
-    def from_vectors(self, vectors: Tensor, codes: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        return kmeans(vectors, codes, self.iterations, generator)
+    def from_vectors(
+        self, vectors: Tensor, weights: Tensor, codes: int, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        return kmeans(vectors, weights, codes, self.iterations, generator)
 
 
 def _positive(name: str, value: float) -> None:

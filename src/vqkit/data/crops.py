@@ -69,14 +69,13 @@ class RandomCrops:
             crop = self.images[i][top : top + self.size, left : left + self.size]
             for augment in self.augment:
                 crop = augment(crop, rng)
-            crops.append(to_tensor(crop))
-        return torch.cat(crops)
+            crops.append(crop)
+        return to_tensor(*crops)
 
 
-def to_tensor(image: UInt8[np.ndarray, "H W C"]) -> Float32[torch.Tensor, "1 C H W"]:
-    """One image for a model: v / 255."""
-    channels_first = np.array(image.transpose(2, 0, 1), order="C")
-    return torch.from_numpy(channels_first)[None].float().div_(255)
+def to_tensor(*images: UInt8[np.ndarray, "H W C"]) -> Float32[torch.Tensor, "B C H W"]:
+    """Images of one size for a model: v / 255."""
+    return torch.from_numpy(np.ascontiguousarray(np.stack(images).transpose(0, 3, 1, 2))).float().div_(255)
 
 
 def to_image(tensor: Float[torch.Tensor, "... C H W"]) -> UInt8[np.ndarray, "H W C"]:

@@ -14,9 +14,15 @@ if TYPE_CHECKING:
 
 
 def kmeans(
-    points: Float[Tensor, "n dim"], codes: int, iterations: int, generator: torch.Generator
+    points: Float[Tensor, "n dim"],
+    weights: Float[Tensor, " n"],
+    codes: int,
+    iterations: int,
+    generator: torch.Generator,
 ) -> tuple[Float[Tensor, "codes dim"], Float[Tensor, " codes"]]:
-    """Lloyd's algorithm from ``codes`` distinct points drawn at random; the centres, and how many points each has.
+    """Lloyd's algorithm from ``codes`` distinct points drawn at random; the centres, and the weight of their points.
+
+    ``centre = sum w x / sum w`` over the points that chose it.
 
     A centre that no point chose moves onto the point farthest from its own centre, so none is wasted. Where there are
     fewer distinct points than codes, each point is a centre and the rest are points with noise of a hundredth of the
@@ -28,30 +34,30 @@ def kmeans(
     if len(points) == 0:
         raise ValueError("points is empty; k-means needs at least one vector: pass a batch that is not all masked.")
     distinct = torch.unique(points, dim=0)
-    order = torch.randperm(len(distinct), generator=generator).to(points.device)
+    order = torch.randperm(len(distinct), generator=generator, device="cpu").to(points.device)
     centres = distinct[order[:codes]]
     if len(centres) < codes:
         centres = _with_noisy_copies(centres, codes, points, generator)
-        return centres, _sizes(points, centres)
+        return centres, _sizes(nearest_codes(points, centres), weights, codes)
     for _ in range(iterations):
         indices = nearest_codes(points, centres)
-        counts = torch.bincount(indices, minlength=codes).to(points.dtype)
-        sums = torch.zeros_like(centres).index_add_(0, indices, points - centres[indices])
-        centres = centres + sums / counts.clamp(min=1)[:, None]
-        empty = (counts == 0).nonzero()[:, 0]
+        sizes = _sizes(indices, weights, codes)
+        sums = torch.zeros_like(centres).index_add_(0, indices, weights[:, None] * (points - centres[indices]))
+        centres = centres + sums / torch.where(sizes > 0, sizes, 1)[:, None]
+        empty = (sizes == 0).nonzero()[:, 0]
         if len(empty):
             farthest = squared_distances_to(points, centres, indices).topk(len(empty)).indices
             centres[empty] = points[farthest]
-    return centres, _sizes(points, centres)
+    return centres, _sizes(nearest_codes(points, centres), weights, codes)
 
 
-def _sizes(points: Tensor, centres: Tensor) -> Tensor:
-    return torch.bincount(nearest_codes(points, centres), minlength=len(centres)).to(points.dtype)
+def _sizes(indices: Tensor, weights: Tensor, codes: int) -> Tensor:
+    return weights.new_zeros(codes).index_add_(0, indices, weights)
 
 
 def _with_noisy_copies(centres: Tensor, codes: int, points: Tensor, generator: torch.Generator) -> Tensor:
     copied = centres[torch.arange(codes - len(centres)) % len(centres)]
-    noise = torch.randn(copied.shape, generator=generator, dtype=points.dtype).to(points.device)
+    noise = torch.randn(copied.shape, generator=generator, dtype=points.dtype, device="cpu").to(points.device)
     scale = 0.01 * points.std(0, correction=0).clamp(min=1e-3 * points.abs().max().clamp(min=1e-6))
     while len(torch.unique(torch.cat([centres, copied + scale * noise]), dim=0)) < codes:
         scale = 2 * scale  # so little noise was lost in rounding

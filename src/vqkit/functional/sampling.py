@@ -17,19 +17,25 @@ if TYPE_CHECKING:
     from jaxtyping import Float, Int
 
 _library = torch.library.Library("vqkit", "FRAGMENT")
-_library.define("sample_rows(Tensor rows, Tensor key, SymInt size) -> Tensor")
+_library.define("sample_rows(Tensor rows, Tensor weights, Tensor key, SymInt size) -> Tensor")
 
 
-def sample_rows(rows: Float[Tensor, "n dim"], key: Int[Tensor, ""], size: int) -> Float[Tensor, "size dim"]:
+def sample_rows(
+    rows: Float[Tensor, "n dim"], weights: Float[Tensor, " n"], key: Int[Tensor, ""], size: int
+) -> Float[Tensor, "size dim+1"]:
     """The ``size`` distinct finite rows of least hash under ``key``, in order of hash, padded with rows of NaN.
+
+    The last column is the sum of the weights of all rows equal to it. It is exact for a union too: a row that is among
+    the least of the union is among the least of each part that holds it.
 
     ``h = mix(b + sum_d a_d bits_d)`` modulo 2^64, with b and odd a_d drawn from the key (multilinear hashing).
     """
-    return torch.ops.vqkit.sample_rows(rows.detach(), key, size)
+    return torch.ops.vqkit.sample_rows(rows.detach(), weights, key, size)
 
 
-def _sample_rows(rows_ND: Tensor, key: Tensor, size: int) -> Tensor:
-    rows_ND = rows_ND[torch.isfinite(rows_ND).all(1)] + 0.0  # -0.0 becomes 0.0: equal rows have equal bytes
+def _sample_rows(rows_ND: Tensor, weights_N: Tensor, key: Tensor, size: int) -> Tensor:
+    finite_N = torch.isfinite(rows_ND).all(1)
+    rows_ND, weights_N = rows_ND[finite_N] + 0.0, weights_N[finite_N]  # -0.0 becomes 0.0: equal rows have equal bytes
     bits = rows_ND.contiguous().view(torch.int64 if rows_ND.dtype == torch.float64 else torch.int32)
     drawn = _mix(torch.arange(rows_ND.shape[1] + 1, device=rows_ND.device) + _mix(key.to(rows_ND.device)))
     hashes_N = _mix((bits * (drawn[1:] | 1)).sum(1) + drawn[0])
@@ -37,8 +43,9 @@ def _sample_rows(rows_ND: Tensor, key: Tensor, size: int) -> Tensor:
     first_N = torch.ones_like(sorted_N, dtype=torch.bool)
     first_N[1:] = sorted_N[1:] != sorted_N[:-1]
     chosen = order_N[first_N][:size]
-    sample = rows_ND.new_full((size, rows_ND.shape[1]), torch.nan)
-    sample[: len(chosen)] = rows_ND[chosen]
+    sums = weights_N.new_zeros(int(first_N.sum())).index_add_(0, first_N.cumsum(0) - 1, weights_N[order_N])
+    sample = rows_ND.new_full((size, rows_ND.shape[1] + 1), torch.nan)
+    sample[: len(chosen), :-1], sample[: len(chosen), -1] = rows_ND[chosen], sums[:size]
     return sample
 
 
@@ -51,5 +58,5 @@ def _mix(x: Tensor) -> Tensor:
 
 _library.impl("sample_rows", _sample_rows, "CompositeExplicitAutograd")
 torch.library.register_fake(
-    "vqkit::sample_rows", lambda rows, key, size: rows.new_empty(size, rows.shape[1]), lib=_library
+    "vqkit::sample_rows", lambda rows, weights, key, size: rows.new_empty(size, rows.shape[1] + 1), lib=_library
 )

@@ -35,7 +35,7 @@ class ModelConfig:
 
     channels: int = 3
     architecture: Patchwise | Convolutional = Patchwise()
-    dim: int = 64
+    dim: int = 16
     codebook_size: int = 512
     commitment: float = 0.25
     update: Update = EMA()

@@ -18,13 +18,15 @@ _PATIENCE = 100
 class Statistics(NamedTuple):
     """What was collected: how many vectors were not finite, counts (K,), sums of residuals (K, D) or (0, D), a sample.
 
-    ``flat`` holds the first three as one tensor and ``padded`` the sample with its rows of NaN, for a collective.
+    ``sample`` (s, D) are distinct vectors and ``weights`` (s,) how often each occurred. ``flat`` holds the first three
+    as one tensor and ``padded`` the sample with its weights and rows of NaN, for a collective.
     """
 
     faulty: Tensor
     counts: Tensor
     sums: Tensor
     sample: Tensor
+    weights: Tensor
     flat: Tensor
     padded: Tensor
 
@@ -34,8 +36,8 @@ class Collector:
 
     A leaf is expanded from one element: it takes no memory, belongs to no module, and so is neither reduced nor
     broadcast, decayed nor clipped. The flat gradient of ``statistics`` is (1 + K + K D,): faulty, counts (exact up to
-    2^24 vectors of one code in one step), sums. That of a sample is (S, D + 1), with a 1 at the end of every row. It
-    cannot be added up: a hook merges it when autograd has accumulated it, and only then.
+    2^24 vectors of one code in one step), sums. That of a sample is (S, D + 2): vectors, how often
+    each occurred, and a 1. It cannot be added up: a hook merges it when autograd has accumulated it, and only then.
     """
 
     def __init__(self, codebook: Tensor, sums: bool, vectors: int, key: Callable[[], Tensor], needs_step: bool) -> None:
@@ -61,7 +63,7 @@ class Collector:
         return self._new_sample_leaf()
 
     def _new_sample_leaf(self) -> Tensor:
-        leaf = _leaf(self.statistics, self.vectors, self.dim + 1)
+        leaf = _leaf(self.statistics, self.vectors, self.dim + 2)
         leaf.register_post_accumulate_grad_hook(self._merge)
         return leaf
 
@@ -79,24 +81,28 @@ class Collector:
         flat = leaf.new_zeros(leaf.shape) if leaf.grad is None else leaf.grad
         sample = self._merged
         if sample is None:
-            sample = leaf.new_full((self.vectors, self.dim), torch.nan)
+            sample = leaf.new_full((self.vectors, self.dim + 1), torch.nan)
         leaf.grad, self._merged, self.backwards = None, None, 0
         return self._unflatten(flat, sample)
 
     def merge(self, flat: Tensor, samples: Tensor) -> Statistics:
         """The statistics of all ranks: their sum, and the samples of all of them, of which the smallest hashes stay."""
-        flat, samples = flat.to(self.statistics), samples.to(self.statistics).view(-1, self.dim)
-        return self._unflatten(flat, sample_rows(samples, self.key(), self.vectors))
+        flat, samples = flat.to(self.statistics), samples.to(self.statistics).view(-1, self.dim + 1)
+        return self._unflatten(flat, self._least(samples))
 
     def _unflatten(self, flat: Tensor, sample: Tensor) -> Statistics:
         counts, sums = flat[1 : 1 + self.codes], flat[1 + self.codes :].view(-1, self.dim)
-        return Statistics(flat[0], counts, sums, sample[torch.isfinite(sample).all(1)], flat, sample)
+        drawn = sample[torch.isfinite(sample).all(1)]
+        return Statistics(flat[0], counts, sums, drawn[:, :-1], drawn[:, -1], flat, sample)
+
+    def _least(self, samples: Tensor) -> Tensor:
+        return sample_rows(samples[:, :-1], samples[:, -1], self.key(), self.vectors)
 
     def _count(self, leaf: Tensor) -> None:
         self.backwards += 1
         if self.backwards == _PATIENCE:
             warnings.warn(
-                f"{_PATIENCE} backward passes, and the codebook was never stepped: it does not learn. Call "
+                f"{_PATIENCE} backward passes since the codebook was last stepped: it only learns in steps. Call "
                 "vqkit.attach(optimizer, model) once, or vqkit.step(model) after each optimizer.step().",
                 RuntimeWarning,
                 stacklevel=2,
@@ -106,8 +112,8 @@ class Collector:
         gradient: Any = leaf.grad  # autograd has just filled it
         rows, marks = gradient[:, :-1], gradient[:, -1:]
         rows = torch.where(marks == 1, rows, torch.nan)  # 2 where the rows of two calls were added
-        both = rows if self._merged is None else torch.cat([self._merged, rows])
-        self._merged, leaf.grad = sample_rows(both, self.key(), self.vectors), None
+        self._merged = self._least(rows if self._merged is None else torch.cat([self._merged, rows]))
+        leaf.grad = None
 
 
 def _leaf(like: Tensor, *shape: int) -> Tensor:

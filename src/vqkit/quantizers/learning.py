@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import warnings
+import weakref
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -54,6 +56,7 @@ class Attachment:
             if found_inf is None or not bool(found_inf):
                 step(model, optimizer, group)
 
+        self.optimizer = weakref.ref(optimizer)  # an attachment whose optimizer is gone does not count
         self._quantizers = _quantizers(model)
         self._hook = optimizer.register_step_post_hook(after_step)
         for quantizer in self._quantizers:
@@ -83,11 +86,15 @@ def attach(optimizer: Optimizer, model: nn.Module, group: dist.ProcessGroup | No
     quantizers = _quantizers(model)
     if not quantizers:
         raise ValueError(f"model ({type(model).__name__}) holds no VectorQuantizer: pass the model that contains it.")
-    if any(quantizer.attachment is not None for quantizer in quantizers):
-        raise ValueError(
-            "model is attached to an optimizer already; two would each apply half of the statistics. Attach the "
-            "optimizer that trains the encoder only, or remove() the first handle."
-        )
+    for quantizer in quantizers:
+        if quantizer.attachment is not None and quantizer.attachment.optimizer() is not None:
+            gc.collect()  # optimizers sit in reference cycles: one that a notebook has replaced may linger
+        if quantizer.attachment is not None and (other := quantizer.attachment.optimizer()) is not None:
+            which = "this optimizer" if other is optimizer else f"another optimizer ({type(other).__name__})"
+            raise ValueError(
+                f"model is attached to {which} already; twice would apply half of the statistics each time. Attach "
+                "only the optimizer that trains the encoder, once; to change it, remove() the first handle."
+            )
     owned = {id(parameter) for group_ in optimizer.param_groups for parameter in group_["params"]}
     if not any(id(parameter) in owned for parameter in model.parameters()):
         raise ValueError("optimizer owns no parameter of model: attach the optimizer that trains this model.")
@@ -97,16 +104,18 @@ def attach(optimizer: Optimizer, model: nn.Module, group: dist.ProcessGroup | No
 def start(model: nn.Module, batches: Iterable[Any], group: dist.ProcessGroup | None = None) -> None:
     """Starts every codebook that waits for data (``KMeans``) from the encoder outputs of ``batches``.
 
-    Each batch is an input of ``model``, or a tuple of its arguments. The model runs in evaluation mode, without
+    Each batch is an input of ``model``, or a tuple or list of its arguments. The model runs in evaluation mode, without
     gradients, up to the quantizer; where it holds several, each starts after those before it. Started ones stay.
+
+    Raises:
+        ValueError: no batch, or none that brings a vector to a quantizer that waits.
     """
-    batches = list(batches)
-    if not batches:
-        raise ValueError("batches is empty; pass at least one batch of the model's inputs.")
+    waiting = [quantizer for quantizer in _quantizers(model) if quantizer.pending]
+    if len(waiting) > 1:
+        batches = list(batches)  # each of them needs a pass of its own
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
-        waiting = [quantizer for quantizer in _quantizers(model) if quantizer.pending]
         while waiting:
             started = _start_next(model, waiting, batches, group)
             waiting.remove(started)
@@ -121,7 +130,7 @@ class _Reached(Exception):
 
 @torch.no_grad()
 def _start_next(
-    model: nn.Module, waiting: list[VectorQuantizer], batches: list[Any], group: dist.ProcessGroup | None
+    model: nn.Module, waiting: list[VectorQuantizer], batches: Iterable[Any], group: dist.ProcessGroup | None
 ) -> VectorQuantizer:
     reached: list[VectorQuantizer] = []
 
@@ -134,7 +143,7 @@ def _start_next(
     try:
         for batch in batches:
             try:
-                model(*batch) if isinstance(batch, tuple) else model(batch)
+                model(*batch) if isinstance(batch, tuple | list) else model(batch)
             except _Reached:
                 pass
     finally:
@@ -142,15 +151,20 @@ def _start_next(
             handle.remove()
     if not reached:
         raise ValueError(
-            f"no batch reached a quantizer that waits for data: model ({type(model).__name__}) must call it in forward."
+            f"no batch reached a quantizer that waits for data: pass at least one, and see that model "
+            f"({type(model).__name__}) calls its quantizer in forward."
         )
     quantizer = reached[0]
     (statistics,) = _over_ranks([quantizer], group)
-    quantizer.learn(statistics._replace(counts=statistics.counts / len(batches)))
+    quantizer.learn(statistics._replace(counts=statistics.counts / len(reached)))
+    if quantizer.pending:
+        raise ValueError("batches brought no vector to the quantizer: all of them are empty or masked.")
     return quantizer
 
 
 def _quantizers(model: nn.Module) -> list[VectorQuantizer]:
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"model is a {type(model).__name__}; it must be a torch.nn.Module: attach(optimizer, model).")
     return [module for module in model.modules() if isinstance(module, VectorQuantizer)]
 
 

@@ -22,6 +22,9 @@ from vqkit.quantizers.collector import Collector, Statistics
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
+    from numpy.typing import ArrayLike
+
+    from vqkit.quantizers.learning import Attachment
 
 _USAGE_DECAY = 0.99
 _LOW = (torch.float16, torch.bfloat16)
@@ -48,8 +51,9 @@ class VectorQuantizer(Quantizer):
         seed: of everything drawn at random; None draws it from PyTorch's generator.
 
     State: ``codebook`` (K, D); ``n`` (K,), its average vectors per step under EMA; ``usage`` (K,), counts that decay
-    by 0.99 a step; ``idle`` (K,), tokens since a code was chosen; ``step``, ``seed``, ``started``. What learns stays
-    float32 under ``.half()`` and ``.bfloat16()``.
+    by 0.99 a step; ``idle`` (K,), tokens since a code was chosen; ``steps``, ``seed``, ``started``. All of it changes
+    in ``vqkit.step`` alone (but for a codebook that learns by its gradient). What learns stays float32 under
+    ``.half()`` and ``.bfloat16()``.
 
     Raises:
         ValueError: an argument out of range, or a start whose codes do not fit.
@@ -86,21 +90,27 @@ class VectorQuantizer(Quantizer):
                 raise ValueError(f"{name} is {size}; it must be at least 1.")
         if not 0 <= commitment < float("inf"):
             raise ValueError(f"commitment is {commitment}; it must be finite and not negative, for example 0.25.")
+        _check_slot("update", update, ("step",), "EMA(decay=0.99)")
+        _check_slot("estimator", estimator, ("pull_back",), "StraightThrough()")
+        _check_slot("start", start, ("codebook", "from_vectors"), "KMeans(), or Given(array) for codes of your own")
+        _check_slot("revival", revival, ("dead",), "Reseed()")
         if isinstance(update, Frozen) and revival.vectors(codebook_size):
             raise ValueError(
                 f"revival is {revival}, which moves codes, but update=Frozen() never does: use NoRevival()."
             )
         self.dim, self.codebook_size, self.commitment = dim, codebook_size, commitment
         self.update, self.estimator, self.start, self.revival = update, estimator, start, revival
-        self.attachment: object | None = None
+        self.attachment: Attachment | None = None
 
-        drawn = torch.randint(2**62, ()) if seed is None else torch.tensor(seed, dtype=torch.int64)
-        self.register_buffer("seed", drawn)
+        seed = int(torch.randint(2**62, (), device="cpu")) if seed is None else seed
+        self.register_buffer("seed", torch.tensor(seed, dtype=torch.int64))
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
         if isinstance(start, DataStart):
             codebook, n = torch.zeros(codebook_size, dim), torch.zeros(codebook_size)
-        else:
-            codebook, n = start.codebook(codebook_size, dim, self._generator())
+        else:  # drawn on the CPU, so that every device gets the same codes
+            codebook, n = start.codebook(codebook_size, dim, _generator(seed, 0))
+        wide = torch.promote_types(codebook.dtype, torch.float32)
+        codebook, n = codebook.to(self.seed.device, wide), n.to(self.seed.device, wide)
         if update.by_gradient:
             self.codebook = nn.Parameter(codebook)
         else:
@@ -108,7 +118,8 @@ class VectorQuantizer(Quantizer):
         self.register_buffer("n", n)
         self.register_buffer("usage", torch.zeros_like(n))
         self.register_buffer("idle", torch.zeros(codebook_size, dtype=torch.int64))
-        self.register_buffer("started", torch.tensor(not isinstance(start, DataStart)))
+        # An integer, because an average of weights (torch.optim.swa_utils) subtracts buffers, and bool has no minus.
+        self.register_buffer("started", torch.tensor(int(not isinstance(start, DataStart))))
         self.register_load_state_dict_post_hook(_prepare_after_load)
         self._prepare()
 
@@ -151,6 +162,7 @@ class VectorQuantizer(Quantizer):
         Raises:
             ValueError: an index outside -1..K-1.
         """
+        self._require_start()
         return look_up(self.codebook, indices).to(dtype or self.codebook.dtype)
 
     @torch.no_grad()
@@ -172,8 +184,9 @@ class VectorQuantizer(Quantizer):
         self.collector.add(flat.to(leaf.dtype), self._sample(z_ND, mask_N))
 
     @torch.no_grad()
-    def set_codebook(self, codes: Float[Tensor, "codes dim"]) -> None:
+    def set_codebook(self, codes: Float[Tensor, "codes dim"] | ArrayLike) -> None:
         """Replaces every code, as ``Given`` does at the start; a start from data that was still to come is off."""
+        codes = torch.as_tensor(codes)
         if tuple(codes.shape) != (self.codebook_size, self.dim):
             raise ValueError(
                 f"codes has shape {tuple(codes.shape)}; it must be {(self.codebook_size, self.dim)}, as the codebook."
@@ -183,7 +196,7 @@ class VectorQuantizer(Quantizer):
         self.codebook.copy_(codes)
         self.n.fill_(1)
         self.idle.zero_()
-        self.started.fill_(True)
+        self.started.fill_(1)
         self._prepare()
 
     def extra_repr(self) -> str:
@@ -203,9 +216,9 @@ class VectorQuantizer(Quantizer):
             return revived
         if self.pending:
             if not bool(self.codebook.any()):
-                self.start_from(statistics.sample, float(tokens))
+                self._start_from(statistics)
                 return torch.arange(self.codebook_size, device=self.codebook.device)
-            self.started.fill_(True)  # it was set from outside
+            self.started.fill_(1)  # it was set from outside
         else:
             codebook, n = self.update.step(self.codebook, self.n, statistics.counts, statistics.sums)
             if self.update.needs_sums:
@@ -220,28 +233,31 @@ class VectorQuantizer(Quantizer):
         self._next_step()
         return revived
 
-    @torch.no_grad()
-    def start_from(self, vectors: Float[Tensor, "n dim"], tokens_per_step: float) -> None:
-        """Starts the codebook from encoder outputs."""
-        if not isinstance(self.start, DataStart) or bool(self.started):
-            return
-        if not len(vectors):
+    def _start_from(self, statistics: Statistics) -> None:
+        if not isinstance(self.start, DataStart) or not len(statistics.sample):
             warnings.warn(
                 "the codebook could not start: no vector was sampled. Call vqkit.start(model, batches) first.",
                 RuntimeWarning,
-                stacklevel=3,
+                stacklevel=4,
             )
-        else:
-            codebook, n = self.start.from_vectors(vectors, self.codebook_size, self._generator())
-            self.codebook.copy_(codebook)
-            self.n.copy_(n * (tokens_per_step / len(vectors)))
-            self.started.fill_(True)
-            self._next_step()
+            return
+        drawn, weights = statistics.sample, statistics.weights
+        codebook, sizes = self.start.from_vectors(
+            drawn, weights, self.codebook_size, _generator(int(self.seed), int(self.steps))
+        )
+        self.codebook.copy_(codebook)
+        self.n.copy_(sizes * (statistics.counts.sum() / weights.sum()))
+        self.started.fill_(1)
+        self._next_step()
 
     # --- private --------------------------------------------------------------------------------------------------
 
     def _flat(self, z: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """(..., dim) to (N, dim) without gradient, after a look at shapes and dtypes."""
+        if not isinstance(z, Tensor) or not (mask is None or isinstance(mask, Tensor)):
+            raise ValueError(
+                f"z is a {type(z).__name__} and mask a {type(mask).__name__}; convert with torch.as_tensor."
+            )
         if z.ndim == 0 or z.shape[-1] != self.dim:
             fix = (
                 "the channels come first here: wrap the quantizer, vqkit.ChannelsFirst(vq)"
@@ -265,7 +281,8 @@ class VectorQuantizer(Quantizer):
             return None
         # The sample passes over what is not finite.
         rows = _unmasked(z_ND.to(self.collector.statistics.dtype), mask_N, torch.nan)
-        return nn.functional.pad(sample_rows(rows, self._key(), self.collector.vectors), (0, 1), value=1.0)
+        sample = sample_rows(rows, rows.new_ones(rows.shape[0]), self._key(), self.collector.vectors)
+        return nn.functional.pad(sample, (0, 1), value=1.0)
 
     def _require_start(self) -> None:
         if self.pending and not bool(self.codebook.any()):
@@ -274,10 +291,6 @@ class VectorQuantizer(Quantizer):
                 "vqkit.start(model, batches) first, or take one training step followed by vqkit.step(model)."
             )
 
-    def _generator(self) -> torch.Generator:
-        """Randomness is a function of (seed, steps), so that ranks agree and a resumed run repeats itself."""
-        return torch.Generator().manual_seed((int(self.seed) * 1_000_003 + int(self.steps)) % 2**63)
-
     def _next_step(self) -> None:
         self.steps.add_(1)
         if self.pending:
@@ -285,7 +298,8 @@ class VectorQuantizer(Quantizer):
 
     def _prepare(self) -> None:
         """Makes the leaves anew: after a start, a load, a move. What they had collected is dropped."""
-        self.pending = isinstance(self.start, DataStart) and not bool(self.started)
+        # A tensor on the meta device holds no answer.
+        self.pending = isinstance(self.start, DataStart) and (self.started.is_meta or not bool(self.started))
         wanted = self.start if isinstance(self.start, DataStart) and self.pending else self.revival
         vectors = wanted.vectors(self.codebook_size)
         needs_step = self.update.needs_sums or vectors > 0
@@ -314,6 +328,16 @@ class VectorQuantizer(Quantizer):
         self._prepare()
 
 
+def _check_slot(name: str, value: object, methods: tuple[str, ...], example: str) -> None:
+    if isinstance(value, type) or not any(hasattr(value, method) for method in methods):
+        raise ValueError(f"{name} is {value!r}; it must be an object such as {example}.")
+
+
+def _generator(seed: int, steps: int) -> torch.Generator:
+    """Randomness is a function of (seed, steps), so that ranks agree and a resumed run repeats itself."""
+    return torch.Generator().manual_seed((seed * 1_000_003 + steps) % 2**63)
+
+
 def _unmasked(values: Tensor, mask_N: Tensor | None, filler: float) -> Tensor:
     """The values (N,) or (N, dim), with ``filler`` where a vector does not count."""
     if mask_N is None:
@@ -322,4 +346,8 @@ def _unmasked(values: Tensor, mask_N: Tensor | None, filler: float) -> Tensor:
 
 
 def _prepare_after_load(module: VectorQuantizer, _: object) -> None:
+    """With ``assign=True`` a state in half precision may have come in."""
+    for tensor in (module.codebook, module.n, module.usage):
+        if tensor.dtype in _LOW and not (tensor is module.codebook and isinstance(module.update, Frozen)):
+            tensor.data = tensor.data.float()
     module._prepare()

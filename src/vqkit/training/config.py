@@ -53,7 +53,7 @@ class Config:
 
 
 RECIPES: dict[str, Config] = {
-    "photos": Config(ModelConfig(dim=16)),
+    "photos": Config(),
     "digits": Config(
         ModelConfig(channels=1, architecture=Convolutional(hidden=64), dim=16, codebook_size=128),
         steps=1000,
