@@ -59,8 +59,8 @@ def contenders() -> dict[str, Callable[[], None]]:
         torch.autograd.backward((z_q, loss), (from_decoder, one))
         z.grad = codebook.grad = None
 
-    def layer(update: vqkit.Gradient | vqkit.EMA) -> Callable[[], None]:
-        vq = vqkit.VectorQuantizer(DIM, CODES, update=update, start=vqkit.Given(codes))
+    def layer(update: vqkit.Gradient | vqkit.EMA, start: vqkit.Given | vqkit.Uniform) -> Callable[[], None]:
+        vq = vqkit.VectorQuantizer(DIM, CODES, update=update, start=start, seed=0)
 
         def run() -> None:
             z_q, _, losses = vq(z)
@@ -76,8 +76,9 @@ def contenders() -> dict[str, Callable[[], None]]:
             lambda: torch.addmm(torch.linalg.vecdot(codebook, codebook), z, codebook.T, alpha=-2)
         ),
         "a plain layer": plain,
-        "`VectorQuantizer(update=Gradient())`": layer(vqkit.Gradient()),
-        "`VectorQuantizer(update=EMA())`": layer(vqkit.EMA()),
+        "`VectorQuantizer`, codes ~ N(0, 1)": layer(vqkit.Gradient(), vqkit.Given(codes)),
+        "`VectorQuantizer`, default start": layer(vqkit.Gradient(), vqkit.Uniform()),
+        "`VectorQuantizer(update=EMA())`": layer(vqkit.EMA(), vqkit.Given(codes)),
     }
 
 

@@ -105,7 +105,7 @@ def test_the_operators_agree_with_their_descriptions() -> None:
     z, codebook = vectors(6, 3), vectors(5, 3, seed=1)
     for operator, args in (
         (torch.ops.vqkit.nearest_codes.default, (z, codebook)),
-        (torch.ops.vqkit.sample_rows.default, (z, torch.tensor(3), 4)),
+        (torch.ops.vqkit.sample_rows.default, (z, torch.ones(6), torch.tensor(3), 4)),
         (torch.ops.vqkit.checked_indices.default, (torch.tensor([0, -1, 4]), 5)),
     ):
         torch.library.opcheck(operator, args, test_utils=checks)

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from vqkit.quantizers import Quantizer as Quantizer
     from vqkit.quantizers import VectorQuantizer as VectorQuantizer
     from vqkit.quantizers import attach as attach
+    from vqkit.quantizers import discard as discard
     from vqkit.quantizers import start as start
     from vqkit.quantizers import step as step
     from vqkit.runs import train as train
@@ -41,7 +42,7 @@ _HOMES = {
     ),
     "vqkit.functional.estimators": ("RotationTrick", "StraightThrough"),
     "vqkit.quantizers": (
-        ("ChannelsFirst", "Losses", "Quantized", "Quantizer", "VectorQuantizer", "attach", "start", "step")
+        ("ChannelsFirst", "Losses", "Quantized", "Quantizer", "VectorQuantizer", "attach", "discard", "start", "step")
     ),
     "vqkit.models": ("VQVAE",),
     "vqkit.training": ("Config",),

@@ -96,24 +96,25 @@ class _Quantize(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         ctx.set_materialize_grads(False)
         z_ND = z.reshape(-1, z.shape[-1])  # in here it costs no node of the graph
-        e_ND = codebook_KD.index_select(0, indices_N)
+        # A lookup in the shape of z, because a view of one among several outputs could not be changed in place.
+        e = torch.embedding(codebook_KD, indices_N.view(z.shape[:-1]))
         if mask_N is not None:
-            e_ND = torch.where(mask_N[:, None], e_ND, 0)
-        if z_ND.device.type != "cpu":  # where the search cannot raise, NaN shows the fault to a gradient scaler
-            e_ND = torch.where(torch.isfinite(z_ND).all(1, keepdim=True), e_ND, torch.nan)
+            e = torch.where(mask_N.view(*z.shape[:-1], 1), e, 0)
+        if z.device.type != "cpu":  # where the search cannot raise, NaN shows the fault to a gradient scaler
+            e = torch.where(torch.isfinite(z).all(-1, keepdim=True), e, torch.nan)
         wide = torch.promote_types(torch.promote_types(z_ND.dtype, codebook_KD.dtype), torch.float32)
-        residual_ND = z_ND.to(wide) - e_ND
+        residual_ND = z_ND.to(wide) - e.view(z_ND.shape)
         if mask_N is None:
             ctx.scale = 1.0 / max(z_ND.numel(), 1)
         else:
             ctx.scale = 1.0 / (mask_N.sum() * z_ND.shape[1]).clamp(min=1).to(wide)
         mean = residual_ND.square().sum() * ctx.scale
         commitment = mean * beta
-        z_q = e_ND.to(z.dtype).view(z.shape)
+        z_q = e.to(z.dtype)
         ctx.estimator, ctx.beta, ctx.codes = estimator, beta, len(codebook_KD)
         ctx.size, ctx.statistics_dtype = (0, None) if statistics is None else (statistics.numel(), statistics.dtype)
         ctx.shape, ctx.z_dtype, ctx.codebook_dtype = z.shape, z.dtype, codebook_KD.dtype
-        points = (z, z_q) if estimator.needs_points else (None, None)
+        points = (z, z_q.clone()) if estimator.needs_points else (None, None)  # who changes z_q shall not change this
         # Two outputs of one memory: a second derivative may reach z through one and the codebook through the other,
         # but through the stopped side of a loss neither.
         residual_z_ND, residual_e_ND = residual_ND, residual_ND.detach()

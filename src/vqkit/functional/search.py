@@ -3,10 +3,9 @@
 Suffixes give shapes: N vectors, K codes, D dimensions.
 
 How it stays exact (law 2) at the speed of a matrix product: the score ``|e|^2/2 - x.e`` orders codes as the distance
-does, up to a rounding error that is bounded by ``g (|x|^2 + |e_k|^2)``. A row whose best code beats every other by more
-than both bounds is settled. Where many are not, both sides are moved by the codebook's mean, so that data far from the
-origin lose nothing. The few that remain are scored again in float64, and those that even float64 cannot part are
-decided by the definition itself.
+does, up to a rounding error that has a bound. A row whose best code beats every other by more than that is settled.
+Where many are not, both sides are moved by the codebook's mean, so that data far from the origin lose nothing. The few
+that remain are scored again in float64, and those that even float64 cannot part are decided by the definition itself.
 """
 
 from __future__ import annotations
@@ -135,19 +134,21 @@ def _centred(z_ND: Tensor, codebook_KD: Tensor) -> tuple[Tensor, Tensor]:
     return z_ND - centre_D, codebook_KD - centre_D
 
 
-def _optimistic_scores(x_RD: Tensor, e_KD: Tensor, squares_K: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Each score less its code's error bound; at which code it is least; and what a rival must not exceed.
+def _bounded_scores(x_RD: Tensor, e_KD: Tensor, squares_K: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The scores, at which code they are least, and what a rival must exceed to be farther beyond doubt.
 
-    With ``u`` the unit roundoff, centring, the norm, the product and the difference together err by less than
-    ``(D + 8) u (|x|^2 + |e_k|^2)``; the definition, where it is evaluated in the same precision, by as much again. The
-    last term covers what underflows: D products, each off by less than the smallest normal number.
+    With ``u`` the unit roundoff and E the longest code, product, norm and difference together err by less than
+    ``(D + 8) u (|x| E + E^2)`` (Cauchy-Schwarz), and the definition by ``(D + 8) u64 (|x| + E)^2``; each is taken
+    four times, for two codes and a margin. The last term covers what underflows.
     """
     eps, tiny = _ROUNDING[x_RD.dtype]
-    g, underflow = (x_RD.shape[1] + 8) * eps, 4 * x_RD.shape[1] * tiny
-    scores_RK = torch.addmm(squares_K * (0.5 - g), x_RD, e_KD.T, alpha=-1)
+    dims = x_RD.shape[1] + 8
+    scores_RK = torch.addmm(squares_K, x_RD, e_KD.T, beta=0.5, alpha=-1)
     least_R, indices_R = scores_RK.min(1)
-    squares_R = squares_K.index_select(0, indices_R).add_(torch.linalg.vecdot(x_RD, x_RD))
-    return scores_RK, indices_R, least_R.add_(squares_R, alpha=2 * g).add_(underflow)
+    longest = squares_K.amax().sqrt()
+    reach_R = torch.linalg.vecdot(x_RD, x_RD).sqrt_().add_(longest)
+    bound_R = (reach_R * (2 * dims * _ROUNDING[torch.float64][0])).add_(longest * (2 * dims * eps)).mul_(reach_R)
+    return scores_RK, indices_R, least_R.add_(bound_R).add_(4 * dims * tiny)
 
 
 def _score(x_ND: Tensor, e_KD: Tensor) -> tuple[Tensor, Tensor]:
@@ -155,7 +156,7 @@ def _score(x_ND: Tensor, e_KD: Tensor) -> tuple[Tensor, Tensor]:
     squares_K, rows = torch.linalg.vecdot(e_KD, e_KD), _chunk_rows(x_ND, len(e_KD))
     found, settled = [], []
     for x_RD in x_ND.split(rows) if len(x_ND) > rows else (x_ND,):
-        scores_RK, indices_R, limit_R = _optimistic_scores(x_RD, e_KD, squares_K)
+        scores_RK, indices_R, limit_R = _bounded_scores(x_RD, e_KD, squares_K)
         second_R = scores_RK.scatter_(1, indices_R[:, None], torch.inf).amin(1)
         found.append(indices_R)
         settled.append(second_R > limit_R)  # false where either is NaN: such a row is in doubt
@@ -193,7 +194,7 @@ def _decide(z_MD: Tensor, codebook_KD: Tensor) -> Tensor:
     decided = []
     for start in range(0, max(len(z_MD), 1), rows):
         z_RD, x_RD = z_MD[start : start + rows], x_MD[start : start + rows]
-        scores_RK, _, limit_R = _optimistic_scores(x_RD, e_KD, squares_K)
+        scores_RK, _, limit_R = _bounded_scores(x_RD, e_KD, squares_K)
         row_P, code_P = (~(scores_RK > limit_R[:, None])).nonzero(as_tuple=True)
         sums = [
             _sum_in_order(z_RD[row_p] - codebook_KD[code_p])

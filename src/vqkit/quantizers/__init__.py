@@ -2,7 +2,7 @@
 
 from vqkit.quantizers.base import Losses, Quantized, Quantizer
 from vqkit.quantizers.channels import ChannelsFirst
-from vqkit.quantizers.learning import Attachment, attach, start, step
+from vqkit.quantizers.learning import Attachment, attach, discard, start, step
 from vqkit.quantizers.vector import VectorQuantizer
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "Quantizer",
     "VectorQuantizer",
     "attach",
+    "discard",
     "start",
     "step",
 ]

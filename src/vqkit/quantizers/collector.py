@@ -112,7 +112,7 @@ class Collector:
         gradient: Any = leaf.grad  # autograd has just filled it
         rows, marks = gradient[:, :-1], gradient[:, -1:]
         rows = torch.where(marks == 1, rows, torch.nan)  # 2 where the rows of two calls were added
-        self._merged = self._least(rows if self._merged is None else torch.cat([self._merged, rows]))
+        self._merged = rows if self._merged is None else self._least(torch.cat([self._merged, rows]))
         leaf.grad = None
 
 

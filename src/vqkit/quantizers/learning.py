@@ -46,6 +46,15 @@ def step(model: nn.Module, optimizer: Optimizer | None = None, group: dist.Proce
                     memory[changed] = 0
 
 
+def discard(model: nn.Module) -> None:
+    """Drops what the codebooks of ``model`` collected since the last step, as ``zero_grad`` does with gradients.
+
+    For a batch that is given up between ``backward()`` and the step. ``optimizer.zero_grad()`` alone keeps statistics.
+    """
+    for quantizer in _quantizers(model):
+        quantizer.collector.take()
+
+
 class Attachment:
     """Handle of ``vqkit.attach``; ``remove()`` takes the hook off again."""
 

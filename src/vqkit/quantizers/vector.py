@@ -134,10 +134,10 @@ class VectorQuantizer(Quantizer):
         z_ND, mask_N = self._flat(z, mask)
         codebook_KD, statistics_leaf, sample_leaf, sampled = self.codebook, None, None, None
         if self.pending:
-            if self.training:  # until it starts, no gradient may move the codebook: one that moved counts as set
-                codebook_KD = codebook_KD * 0 + codebook_KD.detach()
-            else:
+            if not self.training:
                 self._require_start()
+            elif torch.is_grad_enabled():  # until it starts no gradient may move the codebook: that would count as set
+                codebook_KD = codebook_KD * 0 + codebook_KD.detach()
         indices_N = search(_unmasked(z_ND, mask_N, 0), codebook_KD.detach())
         if self.training and torch.is_grad_enabled():
             statistics_leaf, sample_leaf = self.collector.statistics, self.collector.sample

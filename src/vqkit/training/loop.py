@@ -20,7 +20,7 @@ from vqkit.training.config import Config
 from vqkit.training.progress import Progress
 
 Row = dict[str, float]
-_START_BATCHES = 16  # enough for a k-means of 512 codes with 32 vectors each, at 64 codes a crop and 16 crops
+_START_BATCHES = 16  # of 16 crops of 64 codes: 32 vectors for each of 512 codes, twice what k-means samples
 
 
 class Diverged(RuntimeError):
@@ -38,7 +38,7 @@ def fit(
     model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # oneDNN's convolutions are faster so, by 1.2 to 1.5 on two cores
     optimizer = torch.optim.AdamW(model.parameters(), config.learning_rate, weight_decay=config.weight_decay)
     attach(optimizer, model)
-    # Batches of negative age, so to speak: the start sees crops that no step sees.
+    # Crops that no step sees.
     start(model, (crops.batch_at(config.steps + i) for i in range(_START_BATCHES)))
 
     sums, usage, since = _fresh(model)
