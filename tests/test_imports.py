@@ -97,7 +97,16 @@ def test_importing_the_package_imports_no_framework() -> None:
 
 def test_without_torch_the_extra_is_named() -> None:
     code = "import sys; sys.modules['torch'] = None\nimport vqkit\ntry: vqkit.EMA\nexcept ImportError as e: print(e)"
-    assert _python(code) == "vqkit.EMA needs PyTorch: pip install 'vqkit[torch]'"
+    assert _python(code) == "vqkit.EMA needs torch: pip install 'vqkit[torch]'"
+
+
+@pytest.mark.parametrize("missing", ["torch", "skimage", "PIL", "rich"])
+def test_without_what_training_needs_the_extra_is_named(missing: str) -> None:
+    hide = f"import sys, vqkit; sys.modules[{missing!r}] = None"
+    assert (
+        _python(f"{hide}\ntry: vqkit.train\nexcept ImportError as e: print(e)")
+        == f"vqkit.train needs {missing}: pip install 'vqkit[train]'"
+    )
 
 
 def test_every_name_is_there() -> None:

@@ -63,8 +63,9 @@ def __getattr__(name: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.startswith("vqkit"):
             raise
-        extra = "torch" if error.name == "torch" and module in _LAYERS else "train"
-        raise ImportError(f"vqkit.{name} needs {error.name}: pip install 'vqkit[{extra}]'") from error
+        missing = error.name.partition(".")[0]
+        extra = "torch" if missing == "torch" and module in _LAYERS else "train"
+        raise ImportError(f"vqkit.{name} needs {missing}: pip install 'vqkit[{extra}]'") from error
 
 
 def __dir__() -> list[str]:

@@ -30,6 +30,7 @@ from vqkit.training import (
     Progress,
     Silent,
     atlas,
+    decibels,
     evaluate,
     fit,
     reconstruct,
@@ -215,8 +216,7 @@ def _variance(images: tuple[np.ndarray, ...]) -> float:
 
 
 def _psnr(a: np.ndarray, b: np.ndarray) -> float:
-    mse = float(np.mean((a.astype(np.float64) - b) ** 2)) / 255**2
-    return -10 * float(np.log10(mse)) if mse else float("inf")
+    return decibels(float(np.mean((a.astype(np.float64) - b) ** 2)) / 255**2)
 
 
 def _with_channels(image: np.ndarray, channels: int) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Recipes, the loop, and evaluation."""
 
 from vqkit.training.config import RECIPES, Config, resolve
-from vqkit.training.evaluate import Figures, atlas, evaluate, reconstruct
+from vqkit.training.evaluate import Figures, atlas, decibels, evaluate, reconstruct
 from vqkit.training.loop import Diverged, fit
 from vqkit.training.progress import Bar, Lines, Progress, Silent, progress_for
 
@@ -15,6 +15,7 @@ __all__ = [
     "Progress",
     "Silent",
     "atlas",
+    "decibels",
     "evaluate",
     "fit",
     "progress_for",

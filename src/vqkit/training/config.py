@@ -32,8 +32,8 @@ class Config:
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch", "crop", "log_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be a whole number of at least 1.")
         for name in ("warmup", "weight_decay", "seed"):
             if not 0 <= getattr(self, name) < 2**63:  # the seed is kept in 64 bits
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be from 0 to 2^63.")

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from jaxtyping import Int, UInt8
 
 _SSIM_WINDOW = 11  # pixels: a Gaussian of sigma 1.5 cut at 3.5 sigma
+_SSIM = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}  # as Wang et al. 2004
 
 
 @dataclass(frozen=True)
@@ -68,25 +69,23 @@ def reconstruct(
 
 def evaluate(model: VQVAE, images: Iterable[UInt8[np.ndarray, "H W C"]]) -> tuple[Figures, Int[Tensor, " K"]]:
     """The figures over ``images``, and how often each code was chosen."""
-    was_training = model.training
-    model.eval()
     usage = Usage(model.quantizer.codebook_size)
     squared_error, ssims, count = 0.0, [], 0
     moments = np.zeros(3)  # number of values, their sum, their sum of squares
-    for image in images:
-        restored, indices = reconstruct(model, image)
-        usage.add(indices)
-        a, b = image.astype(np.float64) / 255, restored.astype(np.float64) / 255
-        squared_error += float(((a - b) ** 2).sum())
-        moments += (a.size, a.sum(), (a**2).sum())
-        count += 1
-        if min(image.shape[:2]) >= _SSIM_WINDOW:
-            ssims.append(
-                structural_similarity(
-                    a, b, channel_axis=-1, data_range=1.0, gaussian_weights=True, sigma=1.5, use_sample_covariance=False
-                )
-            )
-    model.train(was_training)
+    was_training = model.training
+    model.eval()
+    try:
+        for image in images:
+            restored, indices = reconstruct(model, image)
+            usage.add(indices)
+            a, b = image.astype(np.float64) / 255, restored.astype(np.float64) / 255
+            squared_error += float(((a - b) ** 2).sum())
+            moments += (a.size, a.sum(), (a**2).sum())
+            count += 1
+            if min(image.shape[:2]) >= _SSIM_WINDOW:
+                ssims.append(structural_similarity(a, b, channel_axis=-1, data_range=1.0, **_SSIM))
+    finally:
+        model.train(was_training)
     if not count:
         raise ValueError("images is empty; pass at least one image to evaluate.")
     mse, mean = squared_error / moments[0], moments[1] / moments[0]
@@ -96,13 +95,18 @@ def evaluate(model: VQVAE, images: Iterable[UInt8[np.ndarray, "H W C"]]) -> tupl
         images=count,
         mse=mse,
         nmse=mse / variance if variance > 1e-12 else math.nan,
-        psnr=-10 * math.log10(mse) if mse else math.inf,
+        psnr=decibels(mse),
         ssim=float(np.mean(ssims)) if ssims else None,
         usage=usage.used,
         perplexity=usage.perplexity,
         bits_per_pixel=bits / model.config.architecture.stride**2 if model.config else math.nan,
     )
     return figures, usage.counts
+
+
+def decibels(mse: float) -> float:
+    """``-10 log10(mse)``, the PSNR of values in [0, 1]."""
+    return -10 * math.log10(mse) if mse else math.inf
 
 
 @torch.no_grad()
