@@ -14,7 +14,7 @@ def main() -> None:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.startswith("vqkit"):
             raise
-        print(f"vqkit: {error.name} is not installed: pip install 'vqkit[train]'", file=sys.stderr)
+        print(f"vqkit: {error.name.partition('.')[0]} is not installed: pip install 'vqkit[train]'", file=sys.stderr)
         sys.exit(1)
     sys.exit(run(sys.argv[1:]))
 
