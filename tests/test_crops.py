@@ -32,11 +32,13 @@ def coordinates(height: int, width: int) -> np.ndarray:
 )
 def test_a_batch_depends_on_seed_and_step_only(seed: int, step: int, size: int, sides: list[int]) -> None:
     images = [coordinates(side, side + 3) for side in sides]
-    crops = RandomCrops(images, size, 5, seed, [Photographic(balance=0)])
+    crops = RandomCrops(images, size, 5, seed, [Photographic(exposure=0, balance=0, saturation=1)])
     batch = crops.batch_at(step)
     crops.batch_at(step + 1)
     assert torch.equal(batch, crops.batch_at(step))
-    assert torch.equal(batch, RandomCrops(images, size, 5, seed, [Photographic(balance=0)]).batch_at(step))
+    assert torch.equal(
+        batch, RandomCrops(images, size, 5, seed, [Photographic(exposure=0, balance=0, saturation=1)]).batch_at(step)
+    )
     assert batch.dtype == torch.float32 and batch.shape == (5, 3, size, size) and batch.is_contiguous()
     for crop in batch:  # each is a window of an image, perhaps mirrored
         pixels = to_image(crop)
@@ -63,7 +65,9 @@ def test_every_position_of_every_image_is_equally_likely() -> None:
 
 def test_augmentations_are_applied_in_order_and_flip_half() -> None:
     plain = RandomCrops([PHOTO], 8, 400, seed=0).batch_at(0)
-    flipped = RandomCrops([PHOTO], 8, 400, seed=0, augment=[Photographic(balance=0)]).batch_at(0)
+    flipped = RandomCrops(
+        [PHOTO], 8, 400, seed=0, augment=[Photographic(exposure=0, balance=0, saturation=1)]
+    ).batch_at(0)
     same = (plain == flipped).flatten(1).all(1)
     assert torch.equal(flipped[~same], plain[~same].flip(-1)) and 150 < int(same.sum()) < 250
     seen = RandomCrops(
@@ -109,21 +113,32 @@ def test_to_image_rounds_clips_and_refuses() -> None:
         to_image(torch.full((1, 2, 2), math.nan))
 
 
-def test_balance_maps_each_level_to_its_power() -> None:
-    ramp = np.arange(256, dtype=np.uint8).reshape(16, 16, 1).repeat(3, axis=2)
-    drawn = np.random.default_rng(5)
-    flip, logarithms = drawn.random() < 0.5, drawn.uniform(-0.4, 0.4, 3)
-    expected = np.rint(255 * (ramp / 255.0) ** np.exp(logarithms))
-    result = Photographic(balance=0.4)(ramp, np.random.default_rng(5))
-    np.testing.assert_array_equal(result, expected[:, ::-1] if flip else expected)
-    assert result.dtype == np.uint8
-    assert not np.array_equal(result, ramp)
+def test_exposure_balance_and_saturation_by_hand() -> None:
+    crop = np.random.default_rng(1).integers(0, 256, (16, 16, 3), np.uint8)
+    for seed in range(4):
+        drawn = np.random.default_rng(seed)
+        flip, exposure, balance = drawn.random() < 0.5, drawn.uniform(-0.5, 0.5), drawn.uniform(-0.3, 0.3, 3)
+        values = 255 * (crop / 255.0) ** np.exp(exposure + balance)
+        gray = values.mean(axis=2, keepdims=True)
+        expected = gray + drawn.uniform(0.1, 1) * (values - gray)
+        result = Photographic(exposure=0.5, balance=0.3, saturation=0.1)(crop, np.random.default_rng(seed))
+        assert result.dtype == np.uint8
+        assert np.abs(result - (expected[:, ::-1] if flip else expected)).max() < 0.501
+
+
+def test_gray_crops_stay_gray() -> None:
+    ramp = np.arange(256, dtype=np.uint8).reshape(16, 16, 1)
+    result = Photographic()(ramp, np.random.default_rng(0))
+    assert result.shape == ramp.shape
+    rows = result[..., 0].astype(int)
+    assert (np.diff(rows) >= 0).all() or (np.diff(rows) <= 0).all()
 
 
 def test_no_augmentation_leaves_the_crop() -> None:
     assert NoAugmentation()(PHOTO, np.random.default_rng(0)) is PHOTO
 
 
-def test_a_balance_out_of_range_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"balance is -1; it must be between 0 and 3"):
-        Photographic(balance=-1)
+def test_an_augmentation_out_of_range_is_refused() -> None:
+    for name, most in (("exposure", 3), ("balance", 3), ("saturation", 1)):
+        with pytest.raises(ValueError, match=f"{name} is -1; it must be between 0 and {most}"):
+            Photographic(**{name: -1})

@@ -20,7 +20,7 @@ class Config:
     """
 
     model: ModelConfig = field(default_factory=ModelConfig)
-    steps: int = 1800
+    steps: int = 2000
     batch: int = 16
     crop: int = 32
     augmentation: Photographic | NoAugmentation = Photographic()
