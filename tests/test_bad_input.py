@@ -12,8 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import vqkit.runs.use
 from tests.command import TINY, Said, call, pixels, process, write_image, write_images
-from vqkit import runs
 from vqkit.__main__ import main
 from vqkit.models import VQVAE, ModelConfig
 from vqkit.training import reconstruct
@@ -169,6 +169,12 @@ def test_nothing_is_unpickled(tmp_path: Path, trained: Path, capsys: Capture) ->
         (["--steps", "x"], ["steps is 'x'", "whole number"]),
         (["--steps", ""], ["steps is ''"]),
         (["--steps", "1.5"], ["steps is '1.5'"]),
+        (["--device", "abacus"], ["device is 'abacus'", "use 'c"]),
+        (["--precision", "int8"], ["precision is 'int8'", "float32, bf16, fp16"]),
+        (["--workers", "-1"], ["workers is '-1'", "0 or more"]),
+        (["--workers", "many"], ["workers is 'many'"]),
+        (["--set", "schedule=Linear()"], ["Linear", "Cosine(), Constant()"]),
+        (["--set", "accumulate=3"], ["accumulate is 3", "batch of 16"]),
     ],
 )
 def test_settings(tmp_path: Path, images: Path, capsys: Capture, arguments: list[str], words: list[str]) -> None:
@@ -180,7 +186,7 @@ def test_settings(tmp_path: Path, images: Path, capsys: Capture, arguments: list
     ("arguments", "word"),
     [
         (["train", "--stepz", "3"], "--steps"),
-        (["trian"], "train, eval, reconstruct, info"),
+        (["trian"], "train, eval, reconstruct, report, info"),
         (["train", "one", "two"], "two"),
         (["eval"], "RUN"),
         (["reconstruct", "run", "image"], "--out"),
@@ -194,11 +200,12 @@ def test_unknown_and_missing_arguments(capsys: Capture, arguments: list[str], wo
 
 
 def test_no_command(capsys: Capture) -> None:
-    expect(call(capsys), USAGE, "train, eval, reconstruct or info", "--help")
+    expect(call(capsys), USAGE, "train, eval, reconstruct, report or info", "--help")
 
 
 def test_divergence(tmp_path: Path, images: Path, capsys: Capture) -> None:
-    said = call(capsys, "train", images, "--out", tmp_path / "run", *TINY, "learning_rate=1e30", "warmup=0", "steps=30")
+    settings = ("learning_rate=1e30", "schedule=Constant()", "steps=30")
+    said = call(capsys, "train", images, "--out", tmp_path / "run", *TINY, *settings)
     expect(said, FAILURE, "step ", "--set learning_rate=2.5e+29")
 
 
@@ -244,7 +251,7 @@ def test_what_appears_meanwhile_is_not_overwritten(
         (tmp_path / "x.png").write_text("of another program")
         return reconstruct(model, image)
 
-    monkeypatch.setattr(runs, "reconstruct", slow)
+    monkeypatch.setattr(vqkit.runs.use, "reconstruct", slow)
     said = call(capsys, "reconstruct", trained, images / "a.png", "-o", tmp_path / "x.png")
     expect(said, USAGE, tmp_path / "x.png", "File exists")
     assert (tmp_path / "x.png").read_text() == "of another program"

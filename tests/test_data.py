@@ -293,7 +293,7 @@ def test_a_deterministic_tenth_is_held_out(tmp_path: Path, n: int, out: int) -> 
     assert {*first.names, *first.held_out_names} == {f"a.npy[{i}]" for i in range(n)}
     every = max(10, math.ceil(n / 100))
     assert first.held_out_names == tuple(f"a.npy[{i}]" for i in range(every - 1, n, every))
-    for name, image in zip(first.names + first.held_out_names, first.images + first.held_out, strict=True):
+    for name, image in zip(first.names + first.held_out_names, [*first.images, *first.held_out], strict=True):
         assert image[0, 0, 0] == int(name[len("a.npy[") : -1]) % 256
 
 
@@ -304,7 +304,7 @@ def test_real_tiles_of_mixed_modes(tmp_path: Path) -> None:
     with tarfile.open(shared("crawl-tiles-cc0.tar.gz")) as archive:
         archive.extractall(tmp_path, filter="data")
     images = open_images(tmp_path)
-    together = dict(zip(images.names + images.held_out_names, images.images + images.held_out, strict=True))
+    together = dict(zip(images.names + images.held_out_names, [*images.images, *images.held_out], strict=True))
     assert len(together) == 4357 and len(images.held_out) == 99
     assert [name for name, _ in images.skipped] == [
         "ARTISTS.md",

@@ -199,7 +199,7 @@ def test_idx_round_trip(tmp_path_factory: pytest.TempPathFactory, array: np.ndar
         path = tmp_path_factory.getbasetemp() / (name + suffix)
         path.write_bytes(gzip.compress(idx(array)) if packed else idx(array))
         images = open_images(path)
-        together = dict(zip(images.names + images.held_out_names, images.images + images.held_out, strict=True))
+        together = dict(zip(images.names + images.held_out_names, [*images.images, *images.held_out], strict=True))
         for i in range(len(array)):
             np.testing.assert_array_equal(together[f"{path.name}[{i}]"][..., 0], array[i])
             assert together[f"{path.name}[{i}]"].shape[-1] == 1
@@ -221,7 +221,7 @@ def test_idx_of_four_dimensions_has_channels(tmp_path: Path) -> None:
         (idx(np.zeros(5, np.uint8)), "one dimension is labels"),
         (idx(np.zeros((2, 5, 5), np.uint8))[:9], "ends inside its header"),
         (idx(np.zeros((2, 5, 5), np.uint8))[:-1], "(2, 5, 5) needs 50 bytes, 49 came"),
-        (idx(np.zeros((2, 5, 5), np.uint8)) + b"\0", "(2, 5, 5) needs 50 bytes, 51 came"),
+        (idx(np.zeros((2, 5, 5), np.uint8)) + b"\0", "(2, 5, 5) needs 50 bytes, 51 or more came"),
         (idx(np.zeros((0, 5, 5), np.uint8)), "(0, 5, 5) is empty"),
         (idx(np.zeros((1, 5, 5, 2), np.uint8)), "none of (N, H, W)"),
         (gzip.compress(idx(PHOTO))[:-20], "cannot be read"),

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,7 @@ from torch import nn
 import vqkit
 from vqkit.models import VQVAE, Convolutional, ModelConfig, Patchwise
 from vqkit.models.objects import SLOTS, parse_object
+from vqkit.models.storage import replace_file
 from vqkit.quantizers import ChannelsFirst
 
 SMALL = ModelConfig(architecture=Patchwise(hidden=8), dim=4, codebook_size=16, start=vqkit.Normal())
@@ -105,6 +109,60 @@ def test_saving_again_keeps_the_rest_of_the_config(tmp_path: Path) -> None:
     entries = json.loads(path.read_text(encoding="utf-8"))
     assert entries == {"data": "ö", "model": SMALL.to_json(), "format": 1}
     assert sorted(p.name for p in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
+
+
+@contextmanager
+def full_disk(room: int) -> Iterator[None]:
+    """No file grows beyond ``room`` bytes: as on a full disk, a part is written and the rest is refused."""
+    resource = pytest.importorskip("resource", reason="the operating system limits no file's size")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_loses_nothing_that_was_saved(tmp_path: Path) -> None:
+    model = SMALL.build()
+    model.save_pretrained(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with full_disk(1000), pytest.raises(OSError):
+        replace(SMALL, dim=5).build().save_pretrained(tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    with full_disk(1000), pytest.raises(OSError):
+        replace_file(tmp_path / "new", bytes(2000))
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
+    path = tmp_path / "file.tar.gz"
+    path.with_name("file.tar.gz.partial").write_bytes(b"a killed process left this")
+    for data in (b"a longer text", b"", b"text"):
+        replace_file(path, data)
+        assert path.read_bytes() == data and list(tmp_path.iterdir()) == [path]
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(OSError):
+        replace_file(tmp_path / "folder", b"text")
+    with pytest.raises(FileNotFoundError):
+        replace_file(tmp_path / "none" / "file", b"text")
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["file.tar.gz", "folder"]
+
+
+def test_bytes_reach_the_disk_before_the_name_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    for name in ("fsync", "replace"):
+        real = getattr(os, name)
+        monkeypatch.setattr(os, name, lambda *given, name=name, real=real: (calls.append(name), real(*given))[1])
+    replace_file(tmp_path / "file", b"text")
+    assert calls == (["fsync", "replace", "fsync"] if os.name == "posix" else ["fsync", "replace"])
+
+
+def test_a_run_without_weights_says_how_to_go_on(tmp_path: Path) -> None:
+    SMALL.build().save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match=f"{tmp_path} has no model.safetensors.*vqkit train --resume {tmp_path}"):
+        VQVAE.from_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize("slot, value", EVERY, ids=lambda x: type(x).__name__)

@@ -20,7 +20,6 @@ from vqkit.pages import (
     Log,
     Section,
     Series,
-    bar_chart,
     encode,
     encode_within,
     folded,
@@ -91,13 +90,6 @@ class Chart:
         stretches = (re.findall(r"(-?[\d.]+) (-?[\d.]+)", part) for part in path.split("M")[1:])
         return [[(self.x(float(a)), self.y(float(b))) for a, b in stretch] for stretch in stretches]
 
-    def bars(self) -> list[tuple[float, float, float]]:
-        """(left edge, right edge, height) of each stretch of equal bars."""
-        (path,) = (d for name, d in self.paths if name == "bars")
-        steps = re.findall(r"V([\d.]+)H([\d.]+)", path)
-        edges = [self.x(float(re.match(r"M([\d.]+)", path)[1])), *(self.x(float(x)) for _, x in steps)]
-        return [(a, b, self.y(float(y))) for (y, _), a, b in zip(steps, edges[:-1], edges[1:], strict=True)]
-
 
 def chart(y, log: bool = False, x=None) -> Chart:
     x = np.arange(len(y)) if x is None else x
@@ -109,12 +101,12 @@ def whole_page(text: str = "text") -> str:
     image = encode(np.zeros((4, 5, 3), np.uint8))
     content = [
         headline({text: 1.5}),
-        key_values({text: text}, text),
+        key_values({text: {text: text}}, text),
+        key_values({text: {text: text}, f"{text}2": {text: 1}}, text),
         table([text], [[text], [None]], text),
         folded(text, text),
         image_row([(text, image)], text, text),
         line_chart([Series(text, [0, 1], [1, 2])] * 2, Linear(), title=text, x_label=text, unit=text),
-        bar_chart(np.array([1, 2]), (text, 1.5), Linear(), title=text, x_label=text, unit=text),
     ]
     return page(text, [Section(text, content, text), Section(text, [])], text, headline({text: text}))
 
@@ -247,45 +239,28 @@ def test_the_legend_gives_the_last_finite_value_of_each_line():
     words = "".join(Tree(line_chart(both, Linear(), title="t", x_label="step")).words)
     assert "up 2.5" in words
     assert "none no finite value" in words
+    words = "".join(
+        Tree(line_chart([Series("a", [0], [1], "as noted")] * 2, Linear(), title="t", x_label="step")).words
+    )
+    assert words.startswith("t a as noteda as noted")
 
 
-# -- bars
+# -- tables
 
 
-@settings(max_examples=40, deadline=None)
-@given(st.lists(st.integers(0, 1000), min_size=1, max_size=40))
-def test_every_bar_has_its_place_and_height(heights):
-    covered = np.full(len(heights), np.nan)
-    for left, right, height in Chart(
-        bar_chart(np.array(heights), ("even", 1.0), Linear(), title="t", x_label="code")
-    ).bars():
-        covered[round(left) : round(right)] = height
-    np.testing.assert_allclose(covered, heights, atol=0.005 * max(*heights, 1))
+def test_values_of_several_owners_stand_under_their_names():
+    table = ElementTree.fromstring(key_values({"a": {"x": 1.5, "y": "<"}, "b": {"z": 3, "x": 2}}, "both"))
+    rows = [["".join(cell.itertext()) for cell in row] for row in table.iter("tr")]
+    none = "\N{EN DASH}"
+    assert rows == [["", "a", "b"], ["x", "1.5", "2"], ["y", "<", none], ["z", none, "3"]]
+    assert [cell.tag for row in table.iter("tr") for cell in row][:5] == ["td", "th", "th", "th", "td"]
+    assert [key.get("class") for key in table.iter("i")] == ["key c0", "key c1"]  # the colours of their lines
 
 
-def test_bars_on_a_logarithmic_scale_show_the_least_and_not_zero():
-    drawn = Chart(bar_chart(np.array([0, 0.001, 0.5, 20]), ("even", 2.0), Log(), title="t", x_label="c"), log=True)
-    (_, _, none), *rest = drawn.bars()
-    assert none == pytest.approx(drawn.y(176))
-    assert none < 0.0006
-    np.testing.assert_allclose([height for _, _, height in rest], [0.001, 0.5, 20], rtol=0.02)
-
-
-def test_the_level_lies_at_its_height():
-    drawn = Chart(bar_chart(np.array([1, 4, 9]), ("even", 6.5), Linear(), title="t", x_label="code"))
-    (path,) = (d for name, d in drawn.paths if name == "level")
-    assert drawn.y(float(re.match(r"M\d+ ([\d.]+)H", path)[1])) == pytest.approx(6.5, abs=0.05)
-
-
-@pytest.mark.parametrize("count", [512, 8192, 30_000])
-def test_thousands_of_bars_stay_small_and_none_of_them_is_lost(count):
-    heights = np.random.default_rng(0).random(count)
-    heights[count // 3] = 5.0
-    figure = bar_chart(heights, ("even", 0.5), Linear(), title="t", x_label="code")
-    left, right, height = max(Chart(figure).bars(), key=lambda bar: bar[2])
-    assert len(figure) < 120_000
-    assert height == pytest.approx(5, abs=0.02)
-    assert left - 2 <= count // 3 <= right + 2
+def test_values_of_one_need_no_head_and_long_ones_are_cut():
+    table = ElementTree.fromstring(key_values({"": {"x": "y" * 401, "z": "y" * 400}}, "one"))
+    rows = [["".join(cell.itertext()) for cell in row] for row in table.iter("tr")]
+    assert rows == [["x", "y" * 400 + " …"], ["z", "y" * 400]]
 
 
 # -- images

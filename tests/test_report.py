@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.test_pages import Chart
 from vqkit.report import Comparison, RunSummary, render, write_report
 
 rng = np.random.default_rng(0)
@@ -60,6 +61,50 @@ class Text(HTMLParser):
         return {a["alt"]: decoded(a["src"]) for tag, a in self.elements if tag == "img"}
 
 
+@dataclasses.dataclass
+class Table:
+    """What a reader finds in a table, and which of its cells are bold."""
+
+    caption: str = ""
+    rows: list[list[str]] = dataclasses.field(default_factory=list)
+    bold: set[tuple[int, int]] = dataclasses.field(default_factory=set)
+
+
+class Tables(HTMLParser):
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tables: list[Table] = []
+        self._open: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self._open.append(tag)
+        if tag == "table":
+            self.tables.append(Table())
+        elif tag == "tr":
+            self.tables[-1].rows.append([])
+        elif tag in ("td", "th"):
+            self.tables[-1].rows[-1].append("")
+
+    def handle_endtag(self, tag):
+        while self._open.pop() != tag:
+            pass
+
+    def handle_data(self, data):
+        if "caption" in self._open:
+            self.tables[-1].caption += data
+        elif {"td", "th"} & {*self._open}:
+            rows = self.tables[-1].rows
+            rows[-1][-1] += data
+            if "b" in self._open:
+                self.tables[-1].bold.add((len(rows) - 1, len(rows[-1]) - 1))
+
+
+def part(text: str, title: str) -> str:
+    """The figure of a chart, by its title."""
+    return text.partition(f"<strong>{title}<")[2].partition("</figure>")[0]
+
+
 def decoded(uri: str) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.partition("base64,")[2]))))
 
@@ -70,7 +115,7 @@ def decoded(uri: str) -> np.ndarray:
 def test_the_report_shows_every_part_of_the_run():
     words = Text(render(summary())).words
     for said in (
-        "A run", "PSNR 27.31  dB", "412,345", "held out · 24 \N{MULTIPLICATION SIGN} 24 · 27.31 dB", "Losses",
+        "A run", "PSNR 27.31  dB", "412,345", "24 \N{MULTIPLICATION SIGN} 24 · held out", "reconstruction · 27.31 dB", "Losses",
         "Perplexity", "recipe photos", "model.dim 64", "model.layers {}", "update EMA(decay=0.99)",
         "command vqkit train", "Codes never chosen: 1 1 ",
     ):  # fmt: skip
@@ -81,7 +126,7 @@ def test_the_difference_is_four_times_the_absolute_one():
     c = comparison()
     images = Text(render(summary(comparisons=[c]))).images()
     np.testing.assert_array_equal(images["cat, original"], c.original)
-    np.testing.assert_array_equal(images["cat, reconstruction"], c.reconstruction)
+    np.testing.assert_array_equal(images["cat, reconstruction · 27.31 dB"], c.reconstruction)
     expected = np.clip(4 * abs(c.original.astype(float) - c.reconstruction.astype(float)), 0, 255)
     np.testing.assert_array_equal(images["cat, difference \N{MULTIPLICATION SIGN}4"], expected)
 
@@ -97,22 +142,35 @@ def test_the_detail_is_the_block_with_the_greatest_error():
 
 
 @pytest.mark.parametrize(
-    ("counts", "perplexity", "entropy", "saved"),
-    [([5, 5, 5, 5], "4", "2.00 of the 2.00", "0%"), ([8, 8, 0, 0], "2", "1.00 of the 2.00", "50%"),
-     ([0, 9, 0, 0], "1", "0.00 of the 2.00", "100%"), ([1, 1, 2, 4], "3.364", "1.75 of the 2.00", "12%")],
+    ("counts", "perplexity", "entropy", "redundancy", "used"),
+    [([5, 5, 5, 5], 4, 2, 0, 4), ([8, 8, 0, 0], 2, 1, 50, 2), ([0, 9, 0, 0], 1, 0, 100, 1),
+     ([1, 1, 2, 4], 3.364, 1.75, 12.5, 4), ([3], 1, 0, 0, 1)],
 )  # fmt: skip
-def test_what_the_use_of_the_codes_means(counts, perplexity, entropy, saved):
-    words = Text(render(summary(counts=np.array(counts)))).words
-    assert f"as much as {perplexity} codes in even use would: {entropy} bits" in words
-    assert f"would save {saved}." in words
-    assert f"codes used {np.count_nonzero(counts)} " in words
+def test_what_the_use_of_the_codes_means(counts, perplexity, entropy, redundancy, used):
+    text = render(summary(counts=np.array(counts), atlas=noise(len(counts), 8, 8, 3)))
+    (table,) = (t for t in Tables(text).tables if t.caption == "Use of the codes")
+    figures = {name: float(value) for name, value in table.rows}
+    assert figures == {
+        "codes": len(counts), "codes used": used, "largest share (%)": pytest.approx(100 * max(counts) / sum(counts), 1e-3),
+        "perplexity": perplexity, "entropy (bits)": entropy, "redundancy (%)": redundancy,
+    }  # fmt: skip
 
 
-def test_one_code_that_takes_all_makes_the_scale_logarithmic():
-    rows = [{"step": 0, "perplexity": 1.0}]
-    assert "log scale" not in render(summary(metrics=rows))
-    many = summary(metrics=rows, counts=np.array([1000] + [1] * 99), atlas=noise(100, 4, 4, 3))
-    assert render(many).count("% of all vectors, log scale</span>") == 2
+def test_the_share_of_each_code_is_drawn_by_rank():
+    counts = np.array([0, 4, 1, 0, 90, 5])
+    drawn = Chart(part(render(summary(counts=counts, atlas=noise(6, 4, 4, 3))), "By rank"), log=True)
+    (shares,), (even,) = drawn.points("line c0"), drawn.points("line c1")
+    np.testing.assert_allclose(shares, [(1, 90), (2, 5), (3, 4), (4, 1)], rtol=0.03)
+    np.testing.assert_allclose(even, [(1, 100 / 6), (6, 100 / 6)], rtol=0.03)
+
+
+def test_of_very_many_codes_the_line_keeps_its_ends():
+    counts = np.arange(70_000)
+    drawn = Chart(part(render(summary(counts=counts, atlas=noise(70_000, 1, 1, 3))), "By rank"), log=True)
+    (shares,) = drawn.points("line c0")
+    assert len(shares) == 500
+    np.testing.assert_allclose(shares[0], (1, 100 * counts[-1] / counts.sum()), rtol=0.03, atol=200)
+    np.testing.assert_allclose(shares[-1], (69_999, 100 / counts.sum()), rtol=0.03)
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import signal
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,14 +17,38 @@ import vqkit
 from tests.command import SETTINGS, pixels, write_images
 from vqkit.data import NoAugmentation, Photographic, RandomCrops, to_tensor
 from vqkit.models import VQVAE, ModelConfig, Patchwise
-from vqkit.training import RECIPES, Config, Diverged, Silent, atlas, evaluate, fit, reconstruct, resolve
-from vqkit.training.loop import Row, schedule
+from vqkit.training import (
+    RECIPES,
+    Config,
+    Constant,
+    Cosine,
+    Diverged,
+    Hardware,
+    Watcher,
+    atlas,
+    evaluate,
+    fit,
+    reconstruct,
+    resolve,
+)
+from vqkit.training.metrics import Row
 
 CONFIG = resolve("photos", [*SETTINGS, "steps=4", "log_every=1"])
 
 
 def crops(config: Config = CONFIG) -> RandomCrops:
     return RandomCrops([pixels(24, 32)], size=config.crop, batch=config.batch, seed=config.seed)
+
+
+class Rows(Watcher):
+    """Keeps every row, and does something after each."""
+
+    def __init__(self, then: Callable[[Row], None] = lambda row: None) -> None:
+        self.rows, self.then = list[Row](), then
+
+    def row(self, row: Row) -> None:
+        self.rows.append(row)
+        self.then(row)
 
 
 def a_model(stride: int = 4) -> VQVAE:
@@ -47,7 +72,14 @@ def a_model(stride: int = 4) -> VQVAE:
         ["augmentation=NoAugmentation()", "revival=NoRevival()", "update=Frozen()", "start=Uniform(bound=2.5)"],
         ["architecture=Convolutional(stride=2, hidden=4, residual=2, blocks=0)", "start=KMeans(iterations=1)"],
         ["update=Gradient()", "estimator=RotationTrick(max_gain=2.0)", "revival=Reseed(after=3.5, at_most=7)"],
-        ["learning_rate=1e-5", "warmup=0", "weight_decay=0.1", "seed=9223372036854775807", "commitment=0"],
+        [
+            "learning_rate=1e-5",
+            "schedule=Cosine(warmup=0)",
+            "accumulate=2",
+            "weight_decay=0.1",
+            "seed=9223372036854775807",
+            "commitment=0",
+        ],
     ],
 )
 def test_a_config_written_back_is_the_same(recipe: str, changes: list[str]) -> None:
@@ -75,7 +107,11 @@ def test_every_setting_is_applied() -> None:
         ("steps=0", "steps is 0"),
         ("batch=0", "batch is 0"),
         ("log_every=0", "log_every is 0"),
-        ("warmup=-1", "warmup is -1"),
+        ("save_every=0", "save_every is 0"),
+        ("accumulate=0", "accumulate is 0"),
+        ("accumulate=3", "accumulate is 3; it must divide the batch of 16"),
+        ("schedule=Cosine(warmup=-1)", "warmup is -1"),
+        ("schedule=Constant(warmup=-1)", "warmup is -1"),
         ("weight_decay=-0.1", "weight_decay is -0.1"),
         ("weight_decay=inf", "weight_decay is inf"),
         ("learning_rate=-1", "learning_rate is -1"),
@@ -91,26 +127,30 @@ def test_settings_out_of_range(setting: str, words: str) -> None:
 
 
 def test_the_learning_rate_rises_and_falls() -> None:
-    config = replace(CONFIG, steps=1000, warmup=10)
-    rates = [schedule(step, config) for step in range(1000)]
+    rates = [Cosine(warmup=10).factor(step, 1000) for step in range(1000)]
     np.testing.assert_allclose(rates[:10], [(i + 1) / 10 for i in range(10)], rtol=1e-3)
     assert np.argmax(rates) == 9 and rates[9:] == sorted(rates[9:], reverse=True)
     assert rates[500] == pytest.approx(0.5) and 0 < rates[-1] < 1e-5
-    assert schedule(0, replace(config, warmup=0)) == 1
+    assert Cosine(warmup=0).factor(0, 1000) == 1
+
+
+def test_the_learning_rate_rises_and_stays() -> None:
+    assert [Constant(warmup=4).factor(step, 6) for step in range(6)] == [0.25, 0.5, 0.75, 1, 1, 1]
+    assert {Constant().factor(step, 6) for step in range(6)} == {1}
 
 
 # --- the loop -----------------------------------------------------------------------------------------------------
 
 
-def test_the_loop_is_plain_adamw_and_the_papers_objective(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_loop_is_plain_adamw_and_the_papers_objective(tmp_path: Path) -> None:
     """Against the same steps in a few lines of PyTorch, without the loop."""
     config = replace(CONFIG, steps=3, weight_decay=50.0, model=replace(CONFIG.model, update=vqkit.Gradient()))
     config = replace(config, model=replace(config.model, start=vqkit.Normal(), revival=vqkit.NoRevival()))
     torch.manual_seed(0)
     ours, theirs = config.model.build(seed=0), config.model.build(seed=0)
     theirs.load_state_dict(ours.state_dict())
-    rows: list[Row] = []
-    assert fit(ours, crops(), 0.5, config, Silent(), rows.append) == 3
+    heard = Rows()
+    assert fit(ours, crops(), 0.5, config, tmp_path, watchers=[heard]) == 3
 
     optimizer = torch.optim.AdamW(theirs.parameters(), weight_decay=50.0)
     for step in range(3):
@@ -121,48 +161,92 @@ def test_the_loop_is_plain_adamw_and_the_papers_objective(monkeypatch: pytest.Mo
         optimizer.zero_grad()
         (reconstruction + losses.codebook + losses.commitment).backward()
         optimizer.step()
-        row, frequency = rows[step], indices.flatten().bincount().double() / indices.numel()
+        row, frequency = heard.rows[step], indices.flatten().bincount().double() / indices.numel()
         assert row["step"] == step + 1 and row["learning_rate"] == pytest.approx(optimizer.param_groups[0]["lr"])
         assert row["reconstruction"] == pytest.approx(float(reconstruction.detach()), rel=1e-4)
         assert row["codebook"] == pytest.approx(float(losses.codebook.detach()), rel=1e-4)
         assert row["commitment"] == pytest.approx(0.25 * row["codebook"], rel=1e-5)
         assert row["loss"] == pytest.approx(row["reconstruction"] + row["codebook"] + row["commitment"], rel=1e-5)
+        assert row["batch_perplexity"] == row["perplexity"]  # of one batch
         assert row["perplexity"] == pytest.approx(float(torch.special.entr(frequency).sum().exp()), rel=1e-6)
     for (name, a), b in zip(ours.state_dict().items(), theirs.state_dict().values(), strict=True):
         if a.is_floating_point() and name.rpartition(".")[2] != "usage":
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5, msg=name)
 
 
-def test_rows_hold_the_means_since_the_last() -> None:
-    fine: list[Row] = []
-    coarse: list[Row] = []
-    for rows, every in ((fine, 1), (coarse, 3)):
+def test_rows_hold_the_means_since_the_last(tmp_path: Path) -> None:
+    heard = Rows(), Rows()
+    for rows, every in zip(heard, (1, 3), strict=True):
         config = replace(CONFIG, log_every=every)
         torch.manual_seed(0)
-        fit(config.model.build(seed=0), crops(), 1.0, config, Silent(), rows.append)
+        fit(config.model.build(seed=0), crops(), 1.0, config, tmp_path / str(every), watchers=[rows])
+    fine, coarse = heard[0].rows, heard[1].rows
     assert [row["step"] for row in coarse] == [3, 4]
-    for name in ("loss", "reconstruction", "codebook", "commitment"):
+    assert coarse[0]["perplexity"] > coarse[0]["batch_perplexity"] + 0.1, "a batch uses fewer codes than three"
+    for name in ("loss", "reconstruction", "codebook", "commitment", "batch_perplexity"):
         assert coarse[0][name] == pytest.approx(np.mean([row[name] for row in fine[:3]]), rel=1e-5)
         assert coarse[1][name] == pytest.approx(fine[3][name], rel=1e-5)
 
 
-def test_an_interrupt_ends_the_loop_after_its_step() -> None:
-    handler, rows = signal.getsignal(signal.SIGINT), list[Row]()
+def test_an_interrupt_ends_the_loop_after_its_step(tmp_path: Path) -> None:
+    handler = signal.getsignal(signal.SIGINT)
 
     def interrupt(row: Row) -> None:
-        rows.append(row)
         if row["step"] == 2:
             signal.raise_signal(signal.SIGINT)
 
     config = replace(CONFIG, steps=1000)
-    assert fit(config.model.build(seed=0), crops(), 1.0, config, Silent(), interrupt) in (2, 3)
+    assert fit(config.model.build(seed=0), crops(), 1.0, config, tmp_path, watchers=[Rows(interrupt)]) in (2, 3)
     assert signal.getsignal(signal.SIGINT) is handler
 
 
-def test_divergence_is_an_error_that_names_the_learning_rate() -> None:
-    config = replace(CONFIG, learning_rate=1e30, warmup=0, steps=30)
-    with pytest.raises(Diverged, match=r"step \d+: .*--set learning_rate=2.5e\+29"):
-        fit(config.model.build(seed=0), crops(), 1.0, config, Silent(), lambda row: None)
+def test_divergence_names_its_step_and_is_never_saved(tmp_path: Path) -> None:
+    config = replace(CONFIG, learning_rate=1e30, schedule=Constant(), steps=30, save_every=1)
+    heard = Rows()
+    with pytest.raises(Diverged, match=r"step \d+: ") as caught:
+        fit(config.model.build(seed=0), crops(), 1.0, config, tmp_path, watchers=[heard])
+    step = int(str(caught.value).split()[1].rstrip(":"))
+    assert step - 1 <= len(heard.rows) <= step  # a row for each step until then
+    saved = VQVAE.from_pretrained(tmp_path) if (tmp_path / "config.json").exists() else None
+    assert saved is None or all(bool(torch.isfinite(tensor).all()) for tensor in saved.state_dict().values())
+
+
+@pytest.mark.parametrize("update", [vqkit.EMA(), vqkit.Gradient()])
+def test_four_parts_of_a_batch_learn_what_the_whole_learns(update: vqkit.EMA | vqkit.Gradient, tmp_path: Path) -> None:
+    config = replace(CONFIG, batch=8, steps=6, model=replace(CONFIG.model, update=update))
+    models, heard = [], []
+    for accumulate in (1, 4):
+        torch.manual_seed(0)
+        models.append(config.model.build(seed=0))
+        heard.append(Rows())
+        part = replace(config, accumulate=accumulate)
+        fit(models[-1], crops(part), 1.0, part, tmp_path / str(accumulate), watchers=[heard[-1]])
+    for whole, parts in zip(heard[0].rows, heard[1].rows, strict=True):
+        whole, parts = ({k: v for k, v in row.items() if k != "images_per_second"} for row in (whole, parts))
+        assert whole == pytest.approx(parts, rel=1e-4)
+    for a, b in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_learns_what_float32_learns(precision: str, tmp_path: Path) -> None:
+    config = replace(CONFIG, steps=40, batch=8, log_every=20, schedule=Constant(), learning_rate=3e-3)
+    heard = {}
+    for name in ("float32", precision):
+        torch.manual_seed(0)
+        heard[name] = Rows()
+        fit(
+            config.model.build(seed=0),
+            crops(config),
+            0.1,
+            config,
+            tmp_path / name,
+            Hardware("cpu", name),
+            [heard[name]],
+        )
+    first, last = heard[precision].rows
+    assert last["loss"] == pytest.approx(heard["float32"].rows[-1]["loss"], rel=0.05)
+    assert last["loss"] < 0.8 * first["loss"] and last["loss"] != heard["float32"].rows[-1]["loss"]
 
 
 def test_training_in_python(tmp_path: Path) -> None:
@@ -175,7 +259,7 @@ def test_training_in_python(tmp_path: Path) -> None:
 
 def test_it_learns(tmp_path: Path) -> None:
     """A hundred steps of a small model halve the error that the mean of all pixels would make."""
-    config = replace(CONFIG, steps=100, batch=16, warmup=10, augmentation=Photographic(), log_every=50)
+    config = replace(CONFIG, steps=100, batch=16, schedule=Cosine(warmup=10), augmentation=Photographic(), log_every=50)
     config = replace(config, model=replace(config.model, architecture=Patchwise(hidden=32), codebook_size=64))
     run = vqkit.train(config, write_images(tmp_path / "images"), tmp_path / "run")
     assert run.figures["training"].nmse < 0.5 and run.figures["training"].usage > 0.25

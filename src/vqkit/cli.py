@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
-from tyro.conf import Positional, UseAppendAction, arg
+from tyro.conf import FlagCreatePairsOff, Positional, UseAppendAction, arg
 
 if TYPE_CHECKING:
     from vqkit.data import Images
@@ -29,9 +30,15 @@ class UsageError(ValueError):
 def train(
     data: _Data = None,
     /,
-    recipe: Annotated[str, arg(metavar="NAME")] = "photos",
+    recipe: Annotated[str | None, arg(constructor=str, metavar="NAME", help_behavior_hint="")] = None,
     out: Annotated[str | None, arg(constructor=str, metavar="DIR", help_behavior_hint="")] = None,
+    resume: Annotated[str | None, arg(constructor=str, metavar="DIR", help_behavior_hint="")] = None,
     steps: Annotated[str | None, arg(constructor=str, metavar="N", help_behavior_hint="")] = None,
+    device: Annotated[str | None, arg(constructor=str, metavar="cuda|mps|cpu", help_behavior_hint="")] = None,
+    precision: Annotated[str | None, arg(constructor=str, metavar="bf16|fp16", help_behavior_hint="")] = None,
+    compile: Annotated[bool, arg(help_behavior_hint=""), FlagCreatePairsOff] = False,
+    workers: Annotated[str | None, arg(constructor=str, metavar="N", help_behavior_hint="")] = None,
+    tensorboard: Annotated[bool, arg(help_behavior_hint=""), FlagCreatePairsOff] = False,
     settings: Annotated[
         tuple[tuple[str, ...], ...], UseAppendAction, arg(name="set", metavar="KEY=VALUE ...", help_behavior_hint="")
     ] = (),
@@ -39,30 +46,68 @@ def train(
     """Train a VQ-VAE on images, and write a report of it.
 
     Args:
-        data: a folder of images, one image, .npy, .npz or an idx file; without it, bundled photos
-        recipe: where the settings begin: photos or digits
+        data: a folder, .tar, .tar.gz or .zip of images, one image, .npy, .npz, an idx file, or a directory that
+            datasets saved; without it, bundled photos
+        recipe: where the settings begin: photos (as without it), digits or cifar10
         out: directory for the results, new or empty; without it, the next free runs/N
+        resume: go on with the run in this directory, which was stopped or killed, from its last checkpoint
         steps: how many training steps; without it, as many as the recipe says
+        device: where to compute; without it, on a GPU where there is one
+        precision: of the convolutions; without it, float32
+        compile: compile the model with torch.compile first
+        workers: how many processes load images; without it, none where all images fit into memory
+        tensorboard: log scalars and images for TensorBoard as well, in the run's directory
         settings: change settings: --set codebook_size=256 "update=EMA(decay=0.95)"; a run's config.json has them all
     """
     from vqkit import runs
-    from vqkit.data import open_images
-    from vqkit.training import progress_for, resolve
+    from vqkit.training import Hardware, Watcher, progress_for, resolve
 
     changes = [setting for group in settings for setting in group]
-    try:
-        config = resolve(recipe, changes if steps is None else [*changes, f"steps={steps}"])
-    except ValueError as error:
-        raise UsageError(error) from error
-    images = open_images(data)
-    _say_skipped(images)
-    print(f"training on {images.description}", flush=True)
-    run = runs.train(config, data, out, progress_for(config.steps), images)
+    changes += [] if steps is None else [f"steps={steps}"]
+    processes = None if workers is None else int(workers) if workers.isdecimal() else workers
+    chosen = {"device": device, "precision": precision, "workers": processes, "compile": compile or None}
+    hardware = {name: value for name, value in chosen.items() if value is not None}
+    if resume is not None:
+        if recipe is not None or out is not None:
+            raise UsageError("--resume goes on with a run as it was begun: leave out --recipe and --out.")
+        plan = runs.resume(resume, changes, data, hardware)
+    else:
+        try:
+            config, place = resolve(recipe or "photos", changes), Hardware(**hardware)
+        except ValueError as error:
+            raise UsageError(error) from error
+        plan = runs.begin(config, data, out, place)
+    _say_skipped(plan.trained_on)
+    print(f"training on {plan.trained_on.description}", flush=True)
+    watchers: list[Watcher] = [progress_for(plan.config)]
+    if tensorboard:
+        from vqkit.training.tensorboard import TensorBoard
+
+        watchers.append(TensorBoard(plan.directory))
+    run = runs.carry_out(plan, watchers)
+    if run.steps < plan.config.steps:
+        stopped = f"interrupted after step {run.steps} of {plan.config.steps}, which is saved; go on with:"
+        return _fail(f"{stopped} vqkit train --resume {run.directory}", _INTERRUPTED)
     for split, figures in run.figures.items():
         print(f"{split}: {_line(figures)}")
     print(f"{run.steps} steps in {run.seconds:.0f} s; the report is {run.report}")
-    if run.steps < config.steps:
-        return _fail(f"interrupted after step {run.steps} of {config.steps}; what was learnt is saved", _INTERRUPTED)
+    return 0
+
+
+def report(
+    run: Positional[Annotated[str, arg(metavar="RUN")]],
+    second: Positional[Annotated[str | None, arg(constructor=str, metavar="[RUN2]", help_behavior_hint="")]] = None,
+    /,
+) -> int:
+    """Make the report of a run anew, or show two runs side by side.
+
+    Args:
+        run: a directory that vqkit train left
+        second: another one; both are measured on the images of the first
+    """
+    from vqkit import runs
+
+    print(f"the report is {runs.report_runs(run, second)}")
     return 0
 
 
@@ -70,7 +115,7 @@ def evaluate(
     run: Positional[Annotated[str, arg(metavar="RUN")]],
     data: _Data = None,
     /,
-    as_json: Annotated[bool, arg(name="json", help_behavior_hint=""), tyro.conf.FlagCreatePairsOff] = False,
+    as_json: Annotated[bool, arg(name="json", help_behavior_hint=""), FlagCreatePairsOff] = False,
 ) -> int:
     """Measure a trained model: errors, codes, bits.
 
@@ -130,21 +175,31 @@ def run(arguments: Sequence[str]) -> int:
     """
     debug = "--debug" in arguments
     try:
-        if not arguments:
-            raise UsageError("name a command: train, eval, reconstruct or info; vqkit --help says more.")
-        return tyro.extras.subcommand_cli_from_dict(
-            {"train": train, "eval": evaluate, "reconstruct": reconstruct, "info": info},
-            prog="vqkit",
-            description="Train, inspect and use vector-quantized autoencoders.\n"
-            "Any command takes --debug, which shows the traceback of an error.",
-            args=[argument for argument in arguments if argument != "--debug"],
-        )
+        with warnings.catch_warnings():
+            warnings.showwarning = _warn
+            return _command([argument for argument in arguments if argument != "--debug"])
     except KeyboardInterrupt:
         return _fail("interrupted", _INTERRUPTED)
     except Exception as error:
         if debug:
             raise
         return _fail(*_explain(error))
+
+
+def _command(arguments: Sequence[str]) -> int:
+    if not arguments:
+        raise UsageError("name a command: train, eval, reconstruct, report or info; vqkit --help says more.")
+    return tyro.extras.subcommand_cli_from_dict(
+        {"train": train, "eval": evaluate, "reconstruct": reconstruct, "report": report, "info": info},
+        prog="vqkit",
+        description="Train, inspect and use vector-quantized autoencoders.\n"
+        "Any command takes --debug, which shows the traceback of an error.",
+        args=arguments,
+    )
+
+
+def _warn(message: Warning | str, *_: object) -> None:
+    print(f"vqkit: {' '.join(str(message).split())}", file=sys.stderr)
 
 
 def _line(figures: Figures) -> str:

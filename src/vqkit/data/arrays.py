@@ -6,7 +6,7 @@ import gzip
 import math
 import struct
 import zlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -114,27 +114,39 @@ def read_idx(path: Path) -> list[UInt8[np.ndarray, "H W C"]]:
     the values. (LeCun, Cortes, Burges: The MNIST database of handwritten digits, section "File formats".)
     """
     try:
-        data = path.read_bytes()
-        if data.startswith(b"\x1f\x8b"):  # By its content: browsers unpack a .gz on download and leave its name.
-            data = gzip.decompress(data)
+        with path.open("rb") as file:
+            packed = (
+                file.read(2) == b"\x1f\x8b"
+            )  # By its content: browsers unpack a .gz on download and leave its name.
+        with gzip.open(path) if packed else path.open("rb") as file:
+            shape = _idx_shape(file, path)
+            size = math.prod(shape)
+            data = bytearray()
+            # In pieces, for a header may promise anything; and one byte more, behind which stands the checksum.
+            while piece := file.read(min(2**24, size + 1 - len(data))):
+                data += piece
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path}: cannot be read ({one_line(error)}); download the file again") from None
-    if len(data) < 4 or data[:2] != b"\0\0" or data[2] not in _IDX_TYPES:
-        raise DataError(f"{path}: starts with {data[:4].hex(' ') or 'nothing'}, no idx header; check the file")
-    kind, dimensions = _IDX_TYPES[data[2]], data[3]
+    if not size:
+        raise DataError(f"{path}: shape {shape} is empty; expected at least one image")
+    if len(data) != size:
+        found = f"{len(data):,}{' or more' if len(data) > size else ''}"
+        raise DataError(f"{path}: shape {shape} needs {size:,} bytes, {found} came; download the file again")
+    array = np.frombuffer(data, np.uint8).reshape(shape)
+    return _converted(array[..., None], path) if len(shape) == 3 else images_of(array, path)
+
+
+def _idx_shape(file: Any, path: Path) -> tuple[int, ...]:
+    start = file.read(4)
+    if len(start) < 4 or start[:2] != b"\0\0" or start[2] not in _IDX_TYPES:
+        raise DataError(f"{path}: starts with {start.hex(' ') or 'nothing'}, no idx header; check the file")
+    kind, dimensions = _IDX_TYPES[start[2]], start[3]
     if kind != "uint8" or dimensions not in (3, 4):
         raise DataError(
             f"{path}: holds {kind} in {dimensions} dimensions, expected uint8 in 3 or 4; "
             f"one dimension is labels: give the file of the images"
         )
-    start = 4 + 4 * dimensions
-    if len(data) < start:
+    sides = file.read(4 * dimensions)
+    if len(sides) < 4 * dimensions:
         raise DataError(f"{path}: ends inside its header; download the file again")
-    shape = struct.unpack(f">{dimensions}I", data[4:start])
-    size, found = math.prod(shape), len(data) - start
-    if not size:
-        raise DataError(f"{path}: shape {shape} is empty; expected at least one image")
-    if found != size:
-        raise DataError(f"{path}: shape {shape} needs {size:,} bytes, {found:,} came; download the file again")
-    array = np.frombuffer(data, np.uint8, offset=start).reshape(shape)
-    return _converted(array[..., None], path) if dimensions == 3 else images_of(array, path)
+    return struct.unpack(f">{dimensions}I", sides)

@@ -1,17 +1,19 @@
-"""One image file, of any kind that Pillow opens, as 8-bit gray or RGB; and what can be wrong with a person's data."""
+"""One image, of any kind that Pillow opens, as 8-bit gray or RGB; and what can be wrong with a person's data."""
 
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from jaxtyping import UInt8
     from PIL import Image as PillowImage
+
+Read = Callable[[], Any]  # opens the bytes of one image, as often as it is called and in any process
 
 
 class DataError(ValueError):
@@ -27,15 +29,14 @@ def one_line(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def read_image(path: Path) -> UInt8[np.ndarray, "H W C"]:
-    """The pixels of an image file, or of an animation's first frame, (H, W, 1) where its mode is gray, else (H, W, 3).
+@contextmanager
+def opened(read: Read) -> Iterator[PillowImage.Image]:
+    """An image of which Pillow has read the header.
 
-    The EXIF orientation is applied, transparency composited over white; 16-bit gray becomes round(v / 257).
-
-    Raises: `DataError` whose message is the reason alone, for the caller to put the path before it.
+    Raises: `DataError` for any fault found here or in the block; the message is the reason, without a path.
     """
     try:
-        from PIL import Image, ImageOps, UnidentifiedImageError
+        from PIL import Image, UnidentifiedImageError
     except ImportError:
         raise ImportError("reading images needs Pillow; run: pip install 'vqkit[train]'") from None
     try:
@@ -44,9 +45,8 @@ def read_image(path: Path) -> UInt8[np.ndarray, "H W C"]:
             # decompression bomb, but decodes it, and only from twice as many refuses.
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                ImageOps.exif_transpose(image, in_place=True)
-                return _pixels(image)
+            with read() as file, Image.open(file) as image:
+                yield image
     except DataError:
         raise
     except UnidentifiedImageError:
@@ -57,13 +57,44 @@ def read_image(path: Path) -> UInt8[np.ndarray, "H W C"]:
         raise DataError(f"cannot be decoded: {one_line(error)}") from None
 
 
-def _pixels(image: PillowImage.Image) -> UInt8[np.ndarray, "H W C"]:
+def shape_of(image: PillowImage.Image) -> tuple[int, int, int]:
+    """(H, W, C) of what `pixels_of` will give, from the header alone."""
+    from PIL.Image import Image
+
+    width, height = image.size
+    if image.format == "TIFF":  # some versions of Pillow have turned this size already
+        width, height = image.tag_v2[256], image.tag_v2[257]  # type: ignore[attr-defined]
+    # Not PngImageFile.getexif, which decodes the image in search of what stands behind its pixels.
+    turned = Image.getexif(image).get(0x0112) in (5, 6, 7, 8)
+    return (width, height, channels_of(image)) if turned else (height, width, channels_of(image))
+
+
+def channels_of(image: PillowImage.Image) -> int:
+    """1 where the mode is gray: 1, L, LA, I, I;16, F; else 3."""
+    return 1 if image.mode[0] in "1LIF" else 3
+
+
+def pixels_of(image: PillowImage.Image) -> UInt8[np.ndarray, "H W C"]:
+    """The pixels of an image, or of an animation's first frame.
+
+    The EXIF orientation is applied, transparency composited over white; 16-bit gray becomes round(v / 257), floats
+    within [0, 1] round(255 v).
+    """
+    from PIL import ImageOps
+
+    ImageOps.exif_transpose(image, in_place=True)
     # Pillow holds 16-bit gray as I;16, but that of PGM, and in older versions that of PNG, as 32-bit I.
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
         return ((np.asarray(image).astype(np.uint32) + 128) // 257).astype(np.uint8)[..., None]
-    if image.mode in ("F", "I"):
-        raise DataError(f"32-bit pixels (mode {image.mode}) have no known range; save 8 bits per channel")
-    channels = 1 if image.mode in ("1", "L", "LA") else 3
+    if image.mode == "I":
+        raise DataError("32-bit integers (mode I) have no known range; save 8 bits per channel")
+    if image.mode == "F":
+        values = np.asarray(image)
+        low, high = float(values.min()), float(values.max())
+        if not (low >= 0 and high <= 1):  # NaN, if there is any, is both
+            raise DataError(f"32-bit floats from {low:g} to {high:g}, expected 0 to 1; rescale them, or save 8 bits")
+        return np.rint(255 * values).astype(np.uint8)[..., None]
+    channels = channels_of(image)
     if image.mode in ("LA", "PA", "RGBA", "RGBa") or "transparency" in image.info:
         return over_white(np.asarray(image.convert("RGBA")))[..., :channels]
     pixels = np.array(image.convert("L" if channels == 1 else "RGB"))

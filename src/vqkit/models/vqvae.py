@@ -15,15 +15,15 @@ from torch import Tensor, nn
 
 from vqkit.codebooks import EMA, KMeans, Reseed, Revival, Start, Update
 from vqkit.functional.estimators import Estimator, StraightThrough
+from vqkit.models import hub
 from vqkit.models.convolutional import Convolutional
 from vqkit.models.objects import SLOTS, nearest_names, parse_object
 from vqkit.models.patchwise import Patchwise
+from vqkit.models.storage import FORMAT, read_config, replace_file, write_json
 from vqkit.quantizers import ChannelsFirst, Losses, Quantizer, VectorQuantizer
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
-
-FORMAT = 1
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,8 @@ class ModelConfig:
         )
 
     def to_json(self) -> dict[str, Any]:
-        return {field.name: _plain(getattr(self, field.name)) for field in fields(self)}
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: repr(value) if name in SLOTS else value for name, value in values.items()}
 
     @staticmethod
     def from_json(entries: dict[str, Any]) -> ModelConfig:
@@ -84,10 +85,6 @@ class ModelConfig:
                     f"the model's configuration has an unknown entry {name!r}: {nearest_names(name, names)}"
                 )
         return ModelConfig(**{k: parse_object(k, v) if k in SLOTS else v for k, v in entries.items()})
-
-
-def _plain(value: Any) -> Any:
-    return value if isinstance(value, (int, float, str)) else repr(value)
 
 
 class Reconstructed(NamedTuple):
@@ -137,30 +134,59 @@ class VQVAE(nn.Module):
 
         Other entries of a ``config.json`` that is there already stay.
         """
+        config = self._named_config()
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        path = directory / "config.json"
+        entries = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        entries |= {"format": FORMAT, "model": config.to_json()}
+        weights = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
+        replace_file(directory / "model.safetensors", save(weights))
+        write_json(path, entries)
+
+    def push_to_hub(
+        self, repo_id: str, *, private: bool | None = None, token: str | None = None, branch: str | None = None
+    ) -> str:
+        """Writes the model and a card into ``repo_id``, "user/name" on the Hugging Face hub; the commit's address."""
+        config = self._named_config()  # refused before a repository is made
+        if not hub.NAME.fullmatch(repo_id):
+            raise ValueError(f"repo_id is {repo_id!r}; it must be of the form 'user/name'.")
+        card = {"repo_id": repo_id, "config": config}
+        with hub.errors_of(repo_id):
+            model = hub.hosted()(self.save_pretrained)
+            return model.push_to_hub(repo_id, private=private, token=token, branch=branch, model_card_kwargs=card)
+
+    def _named_config(self) -> ModelConfig:
         if self.config is None:
             raise ValueError(
                 "this model was composed by hand, so its modules cannot be named in a file: save model.state_dict() "
                 "with safetensors.torch.save_file, or build the model with vqkit.models.ModelConfig(...).build()."
             )
-        directory = Path(directory)
-        directory.mkdir(parents=True, exist_ok=True)
-        path = directory / "config.json"
-        entries = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        entries |= {"format": FORMAT, "model": self.config.to_json()}
-        weights = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
-        partial = directory / "model.safetensors.partial"
-        partial.write_bytes(save(weights))  # save_file would make it readable by its owner alone
-        os.replace(partial, directory / "model.safetensors")
-        write_json(path, entries)
+        return self.config
 
     @staticmethod
-    def from_pretrained(directory: str | os.PathLike[str], device: str | torch.device = "cpu") -> VQVAE:
+    def from_pretrained(
+        directory: str | os.PathLike[str],
+        device: str | torch.device = "cpu",
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+    ) -> VQVAE:
         """The model that ``save_pretrained`` or ``vqkit train`` left in ``directory``, in evaluation mode.
 
+        A text "user/name" that is no path here is a model on the Hugging Face hub; the last three are for it alone.
+
         Raises:
-            FileNotFoundError: no such directory.
+            FileNotFoundError: no such directory, or no such model on the hub.
             ValueError: a missing, damaged or foreign file, or a newer format; the message names it.
+            ConnectionError, ImportError: the hub does not answer; ``vqkit[hub]`` is not installed.
         """
+        if hub.is_hosted(directory, revision):
+            name = str(directory)
+            with hub.errors_of(name):
+                found = hub.hosted().from_pretrained(name, revision=revision, token=token, cache_dir=cache_dir)
+                return VQVAE.from_pretrained(found.content, device)
         directory = Path(directory)
         entries = read_config(directory)
         path = directory / "model.safetensors"
@@ -171,36 +197,13 @@ class VQVAE(nn.Module):
         try:
             model.load_state_dict(load_file(path, device="cpu"))
         except FileNotFoundError:
-            raise ValueError(f"{directory} has no model.safetensors: it is no finished run; train it again.") from None
+            raise ValueError(
+                f"{directory} has no model.safetensors: its training did not get as far as its first checkpoint; "
+                f"go on with vqkit train --resume {directory}."
+            ) from None
         except SafetensorError as error:
             raise ValueError(f"{path} is damaged or no safetensors file ({error}); copy or train it again.") from None
         except RuntimeError as error:
             reason = str(error).splitlines()[-1].strip()[:200]
             raise ValueError(f"{path} does not fit the model in config.json ({reason}).") from None
         return model.to(device).eval()
-
-
-def read_config(directory: Path) -> dict[str, Any]:
-    """``config.json`` of a run directory, of a format that this version reads."""
-    path = directory / "config.json"
-    if not directory.is_dir():
-        raise FileNotFoundError(f"{directory} is no directory: name a run, as vqkit train leaves it.")
-    try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
-        version = entries["format"]
-    except FileNotFoundError:
-        raise ValueError(f"{directory} has no config.json: it is no run of vqkit train.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is damaged or not of vqkit ({error}).") from None
-    if version != FORMAT:
-        raise ValueError(
-            f"{path} is of format {version}; this version of vqkit reads format {FORMAT}: install a newer one."
-        )
-    return entries
-
-
-def write_json(path: Path, entries: dict[str, Any]) -> None:
-    """Whole or not at all."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(entries, indent=2) + "\n", encoding="utf-8")
-    os.replace(partial, path)

@@ -1,4 +1,4 @@
-"""Charts as inline SVG: lines over a quantity, and bars over a long row of items."""
+"""Charts as inline SVG: lines over a quantity."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from vqkit.pages.tables import number
 # so the labels stay legible from a telephone to a wide screen.
 WIDTH, HEIGHT = 400, 212
 LEFT, RIGHT, TOP, BOTTOM = 46, 392, 10, 176
-MOST_BARS = 8192
 
 
 @dataclass(frozen=True)
@@ -69,87 +68,48 @@ class Series(NamedTuple):
     name: str
     x: Sequence[float]
     y: Sequence[float]
+    note: str = ""  # in the legend; without one, the last finite value
 
 
 def line_chart(series: Sequence[Series], y_scale: Scale, *, title: str, x_label: str, unit: str = "") -> Html:
-    """A figure of one to four lines, with a legend that gives the last finite value of each.
+    """A figure of one to four lines, with a legend that gives the note of each or its last finite value.
 
     A point on its own, between gaps or in a run of one row, is a dot.
     """
     xs, ys = [np.asarray(s.x, np.float64) for s in series], [np.asarray(s.y, np.float64) for s in series]
     # Beyond 1e100 the arithmetic of ticks overflows; such a value is as much a gap as infinity is.
     ys = [np.where(np.abs(y) < 1e100, y, np.nan) for y in ys]
-    plot = _Plot(np.concatenate(xs), np.concatenate(ys), y_scale)
-    drawn, legend = [], []
+    x_range = _range(np.concatenate(xs), Linear())  # x ends where the data end, as steps or codes do, y at ticks
+    x_ticks = [t for t in Linear().ticks(*x_range) if x_range[0] <= t <= x_range[1]]
+    y_ticks = y_scale.ticks(*_range(np.concatenate(ys), y_scale))
+    y_range = y_scale.place(np.array([y_ticks[0], y_ticks[-1]]))
+
+    def across(x: Sequence[float] | np.ndarray) -> np.ndarray:
+        return np.interp(np.asarray(x), x_range, (LEFT, RIGHT))
+
+    def up(y: Sequence[float] | np.ndarray) -> np.ndarray:
+        return np.interp(y_scale.place(np.asarray(y)), y_range, (BOTTOM, TOP))  # NaN stays NaN
+
+    drawn, legend, words = [], [], []
     for i, (s, x, y) in enumerate(zip(series, xs, ys, strict=True)):
-        drawn += _line(plot.x(x), plot.y(y), f"c{i}")
-        last = [number(float(v)) for v in y[np.isfinite(plot.y(y))][-1:]] or ["no finite value"]
-        legend.append((f"c{i}", s.name, last[0]) if len(series) > 1 else ("", "last", last[0]))
-    return plot.figure(title, unit, x_label, legend, drawn)
-
-
-def bar_chart(
-    heights: np.ndarray, level: tuple[str, float], y_scale: Scale, *, title: str, x_label: str, unit: str = ""
-) -> Html:
-    """A figure of n touching bars from 0 up, readable for one and for thousands, and a dashed line (name, height).
-
-    The bars are one path. Beyond 8192 of them each is the greatest of a group of neighbours.
-    """
-    count = len(heights)
-    starts = np.arange(0, count, -(-count // MOST_BARS))
-    tops = np.maximum.reduceat(heights.astype(np.float64), starts)
-    # Bars stand on zero; where the scale has none, the least of them still has half its size to stand on.
-    least = tops[tops > 0].min(initial=level[1])
-    plot = _Plot(np.array([0.0, count]), np.array([0.0, least / 2, level[1], tops.max()]), y_scale)
-    *at, line = np.nan_to_num(plot.y(np.append(tops, level[1])), nan=BOTTOM)
-    edges = plot.x(np.append(starts[1:], count))
-    steps = "".join(f"V{y:.1f}H{x:.2f}" for x, y in zip(edges, at, strict=True))
-    drawn = [
-        tag("path", {"class": "bars", "d": f"M{LEFT} {BOTTOM}{steps}V{BOTTOM}Z"}),
-        tag("path", {"class": "level", "d": f"M{LEFT} {line:.1f}H{RIGHT}"}),
-    ]
-    return plot.figure(title, unit, x_label, [("level", level[0], number(level[1]))], drawn)
-
-
-class _Plot:
-    """The frame of a chart: x ends where the data end, as steps or codes do, y at the ticks around the data."""
-
-    def __init__(self, x: np.ndarray, y: np.ndarray, y_scale: Scale) -> None:
-        low, high = self.x_range = _range(x, Linear())
-        self.x_ticks = [t for t in Linear().ticks(low, high) if low <= t <= high]
-        self.y_ticks = y_scale.ticks(*_range(y, y_scale))
-        self.y_scale = y_scale
-
-    def x(self, values: np.ndarray) -> np.ndarray:
-        return np.interp(values, self.x_range, (LEFT, RIGHT))
-
-    def y(self, values: np.ndarray) -> np.ndarray:
-        ends = self.y_scale.place(np.array([self.y_ticks[0], self.y_ticks[-1]]))
-        return np.interp(self.y_scale.place(values), ends, (BOTTOM, TOP))  # NaN stays NaN
-
-    def figure(
-        self, title: str, unit: str, x_label: str, legend: Sequence[tuple[str, str, str]], drawn: Sequence[Html]
-    ) -> Html:
-        """What was drawn, between its axes; a legend's entry is (style of its key, name, value)."""
-        rows, columns = self.y(np.array(self.y_ticks)), self.x(np.array(self.x_ticks))
-        words = f"{title} by {x_label}: " + ", ".join(f"{name} {value}" for _, name, value in legend)
-        svg = tag(
-            "svg",
-            {"viewBox": f"0 0 {WIDTH} {HEIGHT}", "role": "img", "aria-label": words},
-            tag("path", {"class": "grid", "d": "".join(f"M{LEFT} {y:.1f}H{RIGHT}" for y in rows)}),
-            tag("path", {"class": "base", "d": f"M{LEFT} {BOTTOM}H{RIGHT}"}),
-            *drawn,
-            *(_label("y", LEFT - 7, y + 3.5, text) for y, text in zip(rows, _written(self.y_ticks), strict=True)),
-            *(_label("x", x, BOTTOM + 15, text) for x, text in zip(columns, _written(self.x_ticks), strict=True)),
-            _label("name", (LEFT + RIGHT) / 2, BOTTOM + 31, x_label),
-        )
-        entries = []
-        for style, name, value in legend:
-            key = tag("i", {"class": f"key {style}"}) if style else ""
-            entries.append(tag("span", None, key, f"{name} ", tag("b", None, value)))
-        head = tag("strong", None, title, tag("span", {"class": "unit"}, f" {unit}"))
-        caption = tag("figcaption", None, head, tag("span", {"class": "legend"}, *entries))
-        return tag("figure", {"class": "chart"}, caption, svg)
+        drawn += _line(across(x), up(y), f"c{i}")
+        last = [number(float(v)) for v in y[np.isfinite(up(y))][-1:]] or ["no finite value"]
+        key, name = (tag("i", {"class": f"key c{i}"}), s.name) if len(series) > 1 else ("", "last")
+        legend.append(tag("span", None, key, f"{name} ", tag("b", None, s.note or last[0])))
+        words.append(f"{name} {s.note or last[0]}")
+    svg = tag(
+        "svg",
+        {"viewBox": f"0 0 {WIDTH} {HEIGHT}", "role": "img", "aria-label": f"{title} by {x_label}: {', '.join(words)}"},
+        tag("path", {"class": "grid", "d": "".join(f"M{LEFT} {y:.1f}H{RIGHT}" for y in up(y_ticks))}),
+        tag("path", {"class": "base", "d": f"M{LEFT} {BOTTOM}H{RIGHT}"}),
+        *drawn,
+        *(_label("y", LEFT - 7, y + 3.5, text) for y, text in zip(up(y_ticks), _written(y_ticks), strict=True)),
+        *(_label("x", x, BOTTOM + 15, text) for x, text in zip(across(x_ticks), _written(x_ticks), strict=True)),
+        _label("name", (LEFT + RIGHT) / 2, BOTTOM + 31, x_label),
+    )
+    head = tag("strong", None, title, tag("span", {"class": "unit"}, f" {unit}"))
+    caption = tag("figcaption", None, head, tag("span", {"class": "legend"}, *legend))
+    return tag("figure", {"class": "chart"}, caption, svg)
 
 
 def _label(kind: str, x: float, y: float, text: str) -> Html:

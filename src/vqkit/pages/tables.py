@@ -8,6 +8,7 @@ from numbers import Integral
 from vqkit.pages.document import Html, tag
 
 Value = float | int | str
+MOST_TEXT = 400  # of a value, so that no configuration makes the page large
 
 
 def number(value: Value) -> str:
@@ -33,13 +34,18 @@ def headline(figures: Mapping[str, Value]) -> Html:
     return tag("dl", {"class": "headline"}, *cells)
 
 
-def key_values(figures: Mapping[str, Value], caption: str) -> Html:
-    """A table of two columns, a name and its value. The caption is for those who hear the page."""
-    rows = (
-        tag("tr", None, tag("th", {"scope": "row"}, name), tag("td", None, number(value)))
-        for name, value in figures.items()
-    )
-    return tag("table", {"class": "pairs"}, tag("caption", None, caption), *rows)
+def key_values(columns: Mapping[str, Mapping[str, Value]], caption: str) -> Html:
+    """A row for each name, a column for each owner; of several, a head names each beside the key of its line in charts.
+
+    A dash stands for a value that one has not, and a long text is cut. The caption is for those who hear the page.
+    """
+    heads = [tag("th", {"scope": "col"}, tag("i", {"class": f"key c{i}"}), name) for i, name in enumerate(columns)]
+    inner = [tag("thead", None, tag("tr", None, tag("td", None), *heads))] if len(columns) > 1 else []
+    for name in dict.fromkeys(name for figures in columns.values() for name in figures):
+        texts = (number(figures.get(name, "\N{EN DASH}")) for figures in columns.values())
+        cells = (tag("td", None, t if len(t) <= MOST_TEXT else t[:MOST_TEXT] + " …") for t in texts)
+        inner.append(tag("tr", None, tag("th", {"scope": "row"}, name), *cells))
+    return tag("table", {"class": "pairs"}, tag("caption", None, caption), *inner)
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[Value | None]], caption: str) -> Html:

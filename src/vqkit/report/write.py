@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vqkit.pages import Section, Value, folded, headline, key_values, page
+from vqkit.pages import Html, Section, Value, folded, headline, key_values, page
 from vqkit.report.atlas import atlas
 from vqkit.report.comparisons import Comparison, comparisons
 from vqkit.report.curves import curves
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 HEADLINE = ("PSNR", "SSIM", "bits per pixel", "codes used", "perplexity")
 MOST_BYTES = 2_900_000  # of a page, less its head and captions, which the last 100,000 are for
 MOST_PHOTOS = 1_500_000  # of the photos, before base64: more than this shows nothing more
-MOST_TEXT = 400  # A longer setting is cut, so that no configuration makes the page large.
+Part = Section | Callable[[int], Section]  # or what makes one of at most so many bytes before base64
 
 
 @dataclass(frozen=True)
@@ -42,25 +42,22 @@ class RunSummary:
     figures: Mapping[str, Value]
     provenance: Mapping[str, Value]
     subtitle: str = ""
+    name: str = ""  # of the run's directory, which a comparison calls it by
 
 
 def render(run: RunSummary) -> str:
     """The report of a run as one self-contained HTML document of less than 3 MB."""
-    names = {name.partition(" (")[0]: name for name in run.figures}
-    top = {names[name]: run.figures[names[name]] for name in HEADLINE if name in names}
-    settings = dict(_settings(run.config))
-    fold = folded(f"Configuration, {len(settings)} settings", key_values(settings, "Configuration"))
-    others = [
-        curves(run.metrics),
-        usage(run.counts),
+    flat = settings(run.config)
+    fold = folded(f"Configuration, {len(flat)} settings", key_values({"": flat}, "Configuration"))
+    parts: list[Part] = [
+        lambda room: comparisons({run.name: run.comparisons}, room),
+        curves({run.name: run.metrics}),
+        usage({run.name: run.counts}),
         atlas(run.atlas, run.counts),
-        Section("All numbers", [key_values(run.figures, "All numbers")]),
-        Section("How this was made", [key_values(run.provenance, "How this was made"), fold]),
+        Section("All numbers", [key_values({"": run.figures}, "All numbers")]),
+        Section("How this was made", [key_values({"": run.provenance}, "How this was made"), fold]),
     ]
-    # The photos get what the rest leaves, as they can be had at any size; base64 makes 4 bytes of 3.
-    used = sum(len(part.encode("utf-8", "replace")) for section in others for part in section.content)
-    photos = comparisons(run.comparisons, min(MOST_PHOTOS, max(0, MOST_BYTES - used) * 3 // 4))
-    return page(run.title, [photos, *others], run.subtitle, headline(top))
+    return assemble(run.title, parts, run.subtitle, headline(headlines(run.figures)))
 
 
 def write_report(path: str | os.PathLike[str], run: RunSummary) -> None:
@@ -68,12 +65,25 @@ def write_report(path: str | os.PathLike[str], run: RunSummary) -> None:
 
     Raises: OSError where the directory is missing or cannot be written.
     """
+    write_page(path, render(run))
+
+
+def assemble(title: str, parts: Sequence[Part], subtitle: str, top: Html) -> str:
+    """A page whose photos are made to fit the bytes that the rest leaves, as they can be had at any size."""
+    made = [html for part in parts if isinstance(part, Section) for html in part.content]
+    used = sum(len(html.encode("utf-8", "replace")) for html in made)
+    room = min(MOST_PHOTOS, max(0, MOST_BYTES - used) * 3 // 4)  # base64 makes 4 bytes of 3
+    return page(title, [part if isinstance(part, Section) else part(room) for part in parts], subtitle, top)
+
+
+def write_page(path: str | os.PathLike[str], text: str) -> None:
+    """Write a page whole or not at all."""
     path = Path(path)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with unfinished.open("wb") as file:
             # Names of files that are no valid UTF-8 arrive as lone surrogates, which no file can hold.
-            file.write(render(run).encode("utf-8", "replace"))
+            file.write(text.encode("utf-8", "replace"))
             file.flush()
             os.fsync(file.fileno())
         os.replace(unfinished, path)
@@ -81,11 +91,15 @@ def write_report(path: str | os.PathLike[str], run: RunSummary) -> None:
         unfinished.unlink(missing_ok=True)
 
 
-def _settings(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Settings as text under dotted names: {"a": {"b": 1}} gives ("a.b", "1")."""
+def headlines(figures: Mapping[str, Value]) -> dict[str, Value]:
+    """The figures that sum a run up, of those there are."""
+    return {name: value for name, value in figures.items() if name.partition(" (")[0] in HEADLINE}
+
+
+def settings(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Settings as text under dotted names: {"a": {"b": 1}} becomes {"a.b": "1"}."""
+    flat: dict[str, str] = {}
     for name, value in config.items():
-        if isinstance(value, Mapping) and value:
-            yield from _settings(value, f"{prefix}{name}.")
-        else:
-            text = str(value)
-            yield prefix + name, text if len(text) <= MOST_TEXT else text[:MOST_TEXT] + " …"
+        nested = isinstance(value, Mapping) and value
+        flat |= settings(value, f"{prefix}{name}.") if nested else {prefix + name: str(value)}
+    return flat

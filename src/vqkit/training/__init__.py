@@ -2,23 +2,28 @@
 
 from vqkit.training.config import RECIPES, Config, resolve
 from vqkit.training.evaluate import Figures, atlas, decibels, evaluate, reconstruct
-from vqkit.training.loop import Diverged, fit
-from vqkit.training.progress import Bar, Lines, Progress, Silent, progress_for
+from vqkit.training.hardware import Hardware
+from vqkit.training.loop import fit
+from vqkit.training.metrics import Diverged, MetricsFile, Watcher, read_metrics
+from vqkit.training.progress import progress_for
+from vqkit.training.schedules import Constant, Cosine
 
 __all__ = [
     "RECIPES",
-    "Bar",
     "Config",
+    "Constant",
+    "Cosine",
     "Diverged",
     "Figures",
-    "Lines",
-    "Progress",
-    "Silent",
+    "Hardware",
+    "MetricsFile",
+    "Watcher",
     "atlas",
     "decibels",
     "evaluate",
     "fit",
     "progress_for",
+    "read_metrics",
     "reconstruct",
     "resolve",
 ]

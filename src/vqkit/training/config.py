@@ -6,17 +6,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+from vqkit.codebooks import NoRevival, Uniform
 from vqkit.data import NoAugmentation, Photographic
 from vqkit.models import Convolutional, ModelConfig
 from vqkit.models.objects import SLOTS, nearest_names, parse_object
+from vqkit.training.schedules import Constant, Cosine
 
 
 @dataclass(frozen=True)
 class Config:
     """One training run: the model, the crops and the optimizer.
 
-    ``reconstruction = MSE / variance of the training pixels``, and the objective adds ``losses.total``. AdamW; the
-    learning rate rises over ``warmup`` steps and falls to zero along a cosine.
+    ``reconstruction = MSE / variance of the training pixels``, and the objective adds ``losses.total``. AdamW.
+    ``accumulate`` splits each batch into that many parts, whose gradients add up: less memory, the same step.
     """
 
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -25,20 +27,24 @@ class Config:
     crop: int = 32
     augmentation: Photographic | NoAugmentation = Photographic()
     learning_rate: float = 2e-3
-    warmup: int = 100
+    schedule: Cosine | Constant = Cosine()
     weight_decay: float = 0.0
+    accumulate: int = 1
     seed: int = 0
     log_every: int = 20
+    save_every: int = 200
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch", "crop", "log_every"):
+        for name in ("steps", "batch", "crop", "accumulate", "log_every", "save_every"):
             if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be a whole number of at least 1.")
-        for name in ("warmup", "weight_decay", "seed"):
+        for name in ("weight_decay", "seed"):
             if not 0 <= getattr(self, name) < 2**63:  # the seed is kept in 64 bits
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be from 0 to 2^63.")
         if not 0 < self.learning_rate < float("inf"):
             raise ValueError(f"learning_rate is {self.learning_rate}; it must be positive, for example 0.002.")
+        if self.batch % self.accumulate:
+            raise ValueError(f"accumulate is {self.accumulate}; it must divide the batch of {self.batch}.")
         stride = self.model.architecture.stride
         if self.crop % stride:
             down = max(self.crop // stride, 1) * stride
@@ -61,13 +67,24 @@ RECIPES: dict[str, Config] = {
         crop=28,
         augmentation=NoAugmentation(),
     ),
+    # Of the public reference (the example of Sonnet 2), but for its Laplace smoothing and zero-debias.
+    "cifar10": Config(
+        ModelConfig(architecture=Convolutional(), dim=64, start=Uniform(110.85), revival=NoRevival()),
+        steps=10_000,
+        batch=32,
+        augmentation=NoAugmentation(),
+        learning_rate=3e-4,
+        schedule=Constant(),
+        log_every=100,
+        save_every=500,
+    ),
 }
 
-_SLOTS = SLOTS | {"augmentation": (Photographic, NoAugmentation)}
+_SLOTS = SLOTS | {"augmentation": (Photographic, NoAugmentation), "schedule": (Cosine, Constant)}
 
 
-def resolve(recipe: str, settings: Sequence[str] = ()) -> Config:
-    """The recipe of that name with every ``key=value`` applied.
+def resolve(recipe: str | Config, settings: Sequence[str] = ()) -> Config:
+    """The recipe of that name, or a configuration, with every ``key=value`` applied.
 
     >>> resolve("photos", ["steps=500", "update=EMA(decay=0.95)"]).model.update
     EMA(decay=0.95)
@@ -75,9 +92,9 @@ def resolve(recipe: str, settings: Sequence[str] = ()) -> Config:
     Raises:
         ValueError: an unknown recipe or key (the nearest names are offered), or a value that does not fit.
     """
-    if recipe not in RECIPES:
+    if isinstance(recipe, str) and recipe not in RECIPES:
         raise ValueError(f"there is no recipe {recipe!r}: {nearest_names(recipe, list(RECIPES))}")
-    config = RECIPES[recipe]
+    config = RECIPES[recipe] if isinstance(recipe, str) else recipe
     types = {field.name: field.type for cls in (Config, ModelConfig) for field in fields(cls)}
     keys = sorted(types.keys() - {"model", "channels"})
     outer: dict[str, Any] = {}

@@ -2,94 +2,125 @@
 
 from __future__ import annotations
 
-import math
 import signal
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 
 import torch
+from torch import Tensor
 
-from vqkit.codebooks import Usage
 from vqkit.data import RandomCrops
+from vqkit.data.loading import load
 from vqkit.models import VQVAE
 from vqkit.quantizers import attach, start
+from vqkit.training.checkpoints import Checkpoints
 from vqkit.training.config import Config
-from vqkit.training.progress import Progress
+from vqkit.training.hardware import Hardware
+from vqkit.training.metrics import Diverged, Watcher, Window
 
-Row = dict[str, float]
 _START_BATCHES = 16  # of 16 crops of 64 codes: 32 vectors for each of 512 codes, twice what k-means samples
 
 
-class Diverged(RuntimeError):
-    """The loss is no longer a number."""
-
-
 def fit(
-    model: VQVAE, crops: RandomCrops, variance: float, config: Config, progress: Progress, log: Callable[[Row], None]
+    model: VQVAE,
+    crops: RandomCrops,
+    variance: float,
+    config: Config,
+    directory: Path,
+    hardware: Hardware = Hardware(device="cpu"),
+    watchers: Sequence[Watcher] = (),
 ) -> int:
-    """Trains ``model`` and returns the number of steps taken: fewer than asked for only after Ctrl-C or SIGTERM.
+    """Trains ``model`` from the last checkpoint in ``directory`` on, and returns the number of steps it then has.
 
-    Every ``log_every`` steps ``log`` gets the means since the last row, and the perplexity of all codes since then.
+    These are fewer than asked for only after Ctrl-C or SIGTERM. Every ``log_every`` steps the watchers get the means
+    since the last row; every ``save_every`` steps, and at the end, model and checkpoint are written.
+
+    Raises:
+        Diverged: the loss, or a weight, is no longer a number; no checkpoint holds such a state.
+        OSError: a checkpoint cannot be written; those before it stay.
     """
     model.train()
-    model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # oneDNN's convolutions are faster so, by 1.2 to 1.5 on two cores
+    # oneDNN's convolutions are faster with the channels last, by 1.2 to 1.5 on two cores.
+    model = model.to(hardware.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.AdamW(model.parameters(), config.learning_rate, weight_decay=config.weight_decay)
     attach(optimizer, model)
+    scaler = hardware.scaler()
+    checkpoints = Checkpoints(directory, model, optimizer, scaler)
+    taken = checkpoints.restore()
+    for watcher in watchers:
+        watcher.begin(taken)
     # Crops that no step sees.
-    start(model, (crops.batch_at(config.steps + i) for i in range(_START_BATCHES)))
+    start(model, (_to(crops.batch_at(config.steps + i), hardware) for i in range(_START_BATCHES)))
+    forward = torch.compile(model) if hardware.compile else model
 
-    sums, usage, since = _fresh(model)
-    with _interruptible() as interrupted, progress:
-        for step in range(config.steps):
+    window = Window(model.quantizer.codebook_size)
+    steps = range(taken, config.steps)
+    with _interruptible() as interrupted:
+        for step, batch in zip(steps, load(crops, steps, hardware.workers or 0), strict=True):
             for group in optimizer.param_groups:
-                group["lr"] = config.learning_rate * schedule(step, config)
-            x = crops.batch_at(step).contiguous(memory_format=torch.channels_last)
-            try:
-                x_hat, indices, losses = model(x)
-            except ValueError as error:  # the search found NaN among the encoder's outputs
-                raise _diverged(step, str(error), config) from error
-            reconstruction = torch.nn.functional.mse_loss(x_hat, x) / variance
-            loss = reconstruction + losses.total
+                group["lr"] = config.learning_rate * config.schedule.factor(step, config.steps)
+            x = _to(batch, hardware)
             optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
+            try:
+                losses, indices, x_hat = _backward(forward, x, variance, config, hardware, scaler)
+            except ValueError as error:  # the search found NaN among the encoder's outputs
+                raise Diverged(f"step {step + 1}: {error}") from error
+            window.add(step + 1, losses, indices, len(x))
+            scaler.step(optimizer)
+            scaler.update()
 
-            usage.add(indices)
-            sums += torch.stack(
-                [loss.detach(), reconstruction.detach(), losses.codebook.detach(), losses.commitment.detach()]
-            )
             taken = step + 1
-            if taken % config.log_every == 0 or taken == config.steps or interrupted():
-                if not bool(torch.isfinite(sums).all()):
-                    raise _diverged(step, "the loss is no longer finite", config)
-                done = (taken - 1) % config.log_every + 1
-                names = ("loss", "reconstruction", "codebook", "commitment")
-                row = {"step": taken, **{name: float(value) / done for name, value in zip(names, sums, strict=True)}}
-                row["perplexity"], row["learning_rate"] = usage.perplexity, optimizer.param_groups[0]["lr"]
-                row["images_per_second"] = done * len(x) / (time.monotonic() - since)
-                progress.row(row)
-                log(row)
-                sums, usage, since = _fresh(model)
-            if interrupted():
-                return taken
-    return config.steps
+            last = taken == config.steps or interrupted()
+            saving = last or taken % config.save_every == 0
+            if saving or taken % config.log_every == 0:
+                row = window.row(taken, optimizer.param_groups[0]["lr"])
+                for watcher in watchers:
+                    watcher.row(row)
+                window = Window(model.quantizer.codebook_size)
+            if saving:
+                _require_finite(model, taken)
+                checkpoints.save(taken)
+                for watcher in watchers:
+                    watcher.images(taken, x, x_hat)
+            if last:
+                break
+    return taken
 
 
-def schedule(step: int, config: Config) -> float:
-    """The factor on the learning rate: linear over the warmup, then half a cosine to 0."""
-    rise = min(1.0, (step + 1) / config.warmup) if config.warmup else 1.0
-    return rise * 0.5 * (1 + math.cos(math.pi * step / config.steps))
+def _backward(
+    forward: Callable[[Tensor], tuple],
+    x: Tensor,
+    variance: float,
+    config: Config,
+    hardware: Hardware,
+    scaler: torch.amp.GradScaler,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of a batch, in ``accumulate`` parts; its mean losses (4,), indices, and reconstructions."""
+    parts = []
+    for part in x.chunk(config.accumulate):
+        with hardware.autocast():
+            x_hat, indices, losses = forward(part)
+        reconstruction = torch.nn.functional.mse_loss(x_hat.float(), part) / variance
+        loss = reconstruction + losses.total
+        scaler.scale(loss / config.accumulate).backward()
+        measured = torch.stack([loss, reconstruction, losses.codebook, losses.commitment]).detach()
+        parts.append((measured / config.accumulate, indices, x_hat.detach()))
+    measured, indices, x_hat = zip(*parts, strict=True)
+    return torch.stack(measured).sum(0), torch.cat(indices), torch.cat(x_hat)
 
 
-def _diverged(step: int, what: str, config: Config) -> Diverged:
-    return Diverged(f"step {step}: {what}; try a lower learning rate: --set learning_rate={config.learning_rate / 4:g}")
+def _to(batch: Tensor, hardware: Hardware) -> Tensor:
+    return batch.to(hardware.device, memory_format=torch.channels_last)
 
 
-def _fresh(model: VQVAE) -> tuple[torch.Tensor, Usage, float]:
-    return torch.zeros(4), Usage(model.quantizer.codebook_size), time.monotonic()
+def _require_finite(model: VQVAE, step: int) -> None:
+    """A gradient may be infinite where the loss still was a number."""
+    for name, tensor in model.state_dict().items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise Diverged(f"step {step}: {name} is no longer finite")
 
 
 @contextmanager

@@ -1,0 +1,112 @@
+"""A run as its report shows it, made anew from its directory."""
+
+from __future__ import annotations
+
+import os
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from vqkit.data import Images, open_images
+from vqkit.models import VQVAE
+from vqkit.models.storage import read_config
+from vqkit.report import Comparison, RunSummary, write_comparison, write_report
+from vqkit.training import Figures, atlas, decibels, evaluate, read_metrics, reconstruct
+
+# Evaluating more training images than this would take longer than it tells; they are taken evenly from all.
+_MOST_TRAINING_IMAGES = 500
+_SHOWN = 8
+
+
+def evaluate_splits(model: VQVAE, images: Images) -> tuple[dict[str, Figures], torch.Tensor]:
+    """Figures on the held-out images, if there are any, and on the training images; and the latter's counts."""
+    every = -(-len(images.images) // _MOST_TRAINING_IMAGES)
+    training, counts = evaluate(model, (images.images[i] for i in range(0, len(images.images), every)))
+    held_out = {"held out": evaluate(model, images.held_out)[0]} if images.held_out else {}
+    return {**held_out, "training": training}, counts
+
+
+def psnr(a: np.ndarray, b: np.ndarray) -> float:
+    """In dB, of two images of 8 bits."""
+    return decibels(float(np.mean((a.astype(np.float64) - b) ** 2)) / 255**2)
+
+
+def images_of_run(directory: Path) -> Images:
+    """The images that a run was trained on, where they were then."""
+    source = read_config(directory)["data"]
+    if source is not None and not os.path.exists(source):
+        raise FileNotFoundError(f"{directory} was trained on {source}, which is gone: name the DATA as well.")
+    return open_images(source)
+
+
+def report_runs(run: str | os.PathLike[str], second: str | os.PathLike[str] | None = None) -> Path:
+    """Makes the report of a run anew, or one of two runs side by side, both on the images of the first; its path."""
+    first = Path(run)
+    images = images_of_run(first)
+    if second is None:
+        page = first / "report.html"
+        write_report(page, _measured(first, images))
+        return page
+    other = Path(second)
+    page = first / f"report-beside-{other.resolve().name}.html"
+    write_comparison(page, _measured(first, images), _measured(other, images))
+    return page
+
+
+def _measured(directory: Path, images: Images) -> RunSummary:
+    model = VQVAE.from_pretrained(directory)
+    return summarise(directory, model, images, *evaluate_splits(model, images))
+
+
+def summarise(
+    directory: Path, model: VQVAE, images: Images, figures: dict[str, Figures], counts: torch.Tensor
+) -> RunSummary:
+    """What the report of a run shows."""
+    entries, rows = read_config(directory), read_metrics(directory / "metrics.jsonl")
+    held_out = zip(images.held_out_names, images.held_out, ["held out"] * _SHOWN, strict=False)
+    training = zip(images.names, images.images, ["training"] * _SHOWN, strict=False)
+    comparisons = []
+    for name, image, split in islice(chain(held_out, training), _SHOWN):
+        restored, _ = reconstruct(model, image)
+        comparisons.append(Comparison(name, image, restored, psnr(image, restored), split))  # type: ignore[arg-type]
+    split, first = next(iter(figures.items()))
+    steps = [0, *(int(row["step"]) for row in rows)]
+    batch = entries["training"]["batch"]
+    shown: dict[str, Any] = {
+        "PSNR (dB)": first.psnr,
+        "SSIM": first.ssim,
+        "MSE": first.mse,
+        "NMSE": first.nmse,
+        "bits per pixel": first.bits_per_pixel,
+        "codes used (%)": 100 * figures["training"].usage,
+        "perplexity": figures["training"].perplexity,
+        "PSNR on training images (dB)": figures["training"].psnr,
+        "training images": len(images.images),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "steps": steps[-1],
+        "seconds of training": round(
+            sum(batch * (b - a) / row["images_per_second"] for a, b, row in zip(steps, steps[1:], rows, strict=False)),
+            1,
+        ),
+    }
+    return RunSummary(
+        name=str(directory),
+        title="A VQ-VAE and its codes",
+        subtitle=f"Trained on {images.description}. Errors on {split} images; codes counted over the training images.",
+        config={"training": entries["training"], "model": entries["model"]},
+        metrics=rows,
+        comparisons=comparisons,
+        counts=counts.numpy(),
+        atlas=atlas(model),
+        figures={name: value for name, value in shown.items() if value is not None},
+        provenance={
+            "vqkit": entries["vqkit"],
+            "torch": torch.__version__,
+            "hardware": ", ".join(f"{name} {value}" for name, value in entries["hardware"].items() if value),
+            "threads": torch.get_num_threads(),
+            "data": entries["data"] or "the bundled photos",
+        },
+    )
