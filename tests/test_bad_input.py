@@ -58,11 +58,11 @@ def test_no_such_path(tmp_path: Path, capsys: Capture, monkeypatch: pytest.Monke
 def test_folder_without_images(tmp_path: Path, capsys: Capture) -> None:
     (tmp_path / "empty").mkdir()
     expect(
-        call(capsys, "train", tmp_path / "empty", "--out", tmp_path / "run", *TINY), FAILURE, "no image in this folder"
+        call(capsys, "train", tmp_path / "empty", "--out", tmp_path / "run", *TINY), FAILURE, "no image in it"
     )
     (tmp_path / "empty" / "notes.txt").write_text("no image")
     said = call(capsys, "train", tmp_path / "empty", "--out", tmp_path / "run", *TINY)
-    expect(said, FAILURE, "no image in this folder", "notes.txt")
+    expect(said, FAILURE, "no image in it", "notes.txt")
     assert not (tmp_path / "run").exists()
 
 
@@ -75,7 +75,7 @@ def test_files_that_are_no_images_are_skipped_counted_and_named(tmp_path: Path, 
         said = call(capsys, *command)
         assert said.code == 0 and ("3 RGB images" in said.out or command[0] == "eval")
         lines = said.err.splitlines()
-        assert lines[0] == "vqkit: skipped files that are no images: 3" and len(lines) == 4
+        assert lines[0] == "vqkit: files left out: 3" and len(lines) == 4
         assert "notes.txt: not an image" in said.err and "cut.png: " in said.err and "[/red]" in said.err
     for i in range(9):
         (images / f"{i}.txt").write_text("no image")
@@ -86,9 +86,12 @@ def test_files_that_are_no_images_are_skipped_counted_and_named(tmp_path: Path, 
 def test_images_smaller_than_the_crop(tmp_path: Path, images: Path, capsys: Capture) -> None:
     write_image(images / "small.png", pixels(20, 11))
     said = call(capsys, "train", images, "--out", tmp_path / "run", *TINY)
-    expect(said, FAILURE, "small.png", "11 x 20", "1 of 4", "--set crop=8")
-    assert not (tmp_path / "run").exists()
-    assert call(capsys, "train", images, "--out", tmp_path / "run", *TINY, "crop=8").code == 0
+    assert said.code == 0 and "1 smaller than 16 x 16 left out" in said.out and said.err.startswith("vqkit: files left out: 1\n")
+    assert "small.png: 11 x 20 pixels, smaller than the 16 x 16 crops" in said.err
+    said = call(capsys, "train", images / "small.png", "--out", tmp_path / "none", *TINY)
+    expect(said, FAILURE, "11 x 20", "--set crop=8")
+    assert not (tmp_path / "none").exists()
+    assert call(capsys, "train", images / "small.png", "--out", tmp_path / "none", *TINY, "crop=8").code == 0
 
 
 @pytest.mark.parametrize(

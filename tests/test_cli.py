@@ -220,10 +220,11 @@ def test_info(capsys: Capture) -> None:
         ((), ["{train,eval,reconstruct,report,info}", "--debug"]),
         (
             ("train",),
-            ["[DATA]", "[--recipe NAME]", "[--out DIR]", "[--steps N]", "[--set KEY=VALUE ...]", "[--resume DIR]"],
+            ["[DATA]", "--recipe NAME", "--out DIR", "--steps N", "--set KEY=VALUE ...", "--resume DIR", "cifar10"],
         ),
         (("eval",), ["RUN [DATA] [--json]"]),
         (("reconstruct",), ["RUN IMAGE -o OUT.png"]),
+        (("report",), ["RUN [RUN2]", "side by side"]),
         (("info",), ["search"]),
     ],
 )

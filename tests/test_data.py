@@ -173,12 +173,6 @@ def test_exif_orientation_is_applied_and_animations_give_their_first_frame(tmp_p
         assert only(tmp_path / name)[0, 0].tolist() == [255, 0, 0]
 
 
-def test_unknown_ranges_are_refused(tmp_path: Path) -> None:
-    for mode in ("F", "I"):
-        Image.new(mode, (4, 4)).save(tmp_path / f"{mode}.tif")
-        fails(tmp_path / f"{mode}.tif", f"mode {mode}", "8 bits", "DATA is a folder")
-
-
 def png_chunk(body: bytes) -> bytes:
     return struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
 
@@ -300,10 +294,8 @@ def test_a_deterministic_tenth_is_held_out(tmp_path: Path, n: int, out: int) -> 
 # Real data
 
 
-def test_real_tiles_of_mixed_modes(tmp_path: Path) -> None:
-    with tarfile.open(shared("crawl-tiles-cc0.tar.gz")) as archive:
-        archive.extractall(tmp_path, filter="data")
-    images = open_images(tmp_path)
+def test_real_tiles_of_mixed_modes() -> None:
+    images = open_images(shared("crawl-tiles-cc0.tar.gz"))
     together = dict(zip(images.names + images.held_out_names, [*images.images, *images.held_out], strict=True))
     assert len(together) == 4357 and len(images.held_out) == 99
     assert [name for name, _ in images.skipped] == [
@@ -312,13 +304,14 @@ def test_real_tiles_of_mixed_modes(tmp_path: Path) -> None:
         "TILES_UNDER_UNKNOWN_LICENSE.md",
     ]
     modes = set()
-    for name in list(together)[::7]:
-        with Image.open(tmp_path / name) as tile:
-            modes.add(tile.mode)
-            white = Image.new("RGBA", tile.size, "white")
-            expected = np.asarray(Image.alpha_composite(white, tile.convert("RGBA")))[..., :3]
-        # Pillow's compositing and ours may round a half apart.
-        assert np.abs(together[name].astype(int) - expected).max() <= 1
+    with tarfile.open(shared("crawl-tiles-cc0.tar.gz")) as archive:
+        for member in (member for i, member in enumerate(archive) if i % 7 == 0 and member.name.endswith(".png")):
+            with Image.open(archive.extractfile(member)) as tile:  # type: ignore[arg-type]
+                modes.add(tile.mode)
+                white = Image.new("RGBA", tile.size, "white")
+                expected = np.asarray(Image.alpha_composite(white, tile.convert("RGBA")))[..., :3]
+            # Pillow's compositing and ours may round a half apart.
+            assert np.abs(together[member.name.removeprefix("./")].astype(int) - expected).max() <= 1
     assert modes >= {"P", "RGBA", "RGB", "L"}
 
 

@@ -27,7 +27,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from tests.command import ENVIRONMENT, SETTINGS, Said, call, pixels, write_images
+from tests.command import ENVIRONMENT, SETTINGS, Said, pixels, write_images
 from vqkit.data import RandomCrops
 from vqkit.models import ModelConfig, Patchwise
 from vqkit.training import Watcher, fit, resolve
@@ -172,14 +172,17 @@ def while_writing(name: str, stage: str, occasion: int = 1) -> str:
     )
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where a run of which nothing happened lies beside its images."""
-    place = tmp_path_factory.mktemp("undisturbed")
+def undisturbed(place: Path) -> Path:
+    """Where a run to which nothing happened lies beside its images."""
     said = vqkit(place, "train", write_images(place / "images"), "--out", "run", *TINY)
     assert said.code == 0 and said.err == ""
     assert [row["step"] for row in rows(place / "run")] == [3, 4, 6, 8, 9, 12, 14]
     return place
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return undisturbed(tmp_path_factory.mktemp("undisturbed"))
 
 
 def require_same(run: Path, place: Path, *also: str) -> None:
@@ -216,7 +219,7 @@ def test_killed_in_a_step(place: Path, tmp_path: Path, steps: tuple[int, ...]) -
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_killed_from_outside(place: Path, tmp_path: Path, workers: int) -> None:
-    """At a moment that nobody chose, and resumed at once: neither the dead one's lock nor its workers are in the way."""
+    """At a moment that nobody chose, and resumed at once: neither lock nor workers of the dead are in the way."""
     run = tmp_path / "run"
     training = start(tmp_path, "train", place / "images", "--out", run, *TINY, "--workers", workers)
     training.wait_for(lambda: (run / "checkpoints" / "00000008.safetensors").exists())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 import warnings
 from collections.abc import Sequence
@@ -66,7 +67,7 @@ def train(
     changes += [] if steps is None else [f"steps={steps}"]
     processes = None if workers is None else int(workers) if workers.isdecimal() else workers
     chosen = {"device": device, "precision": precision, "workers": processes, "compile": compile or None}
-    hardware = {name: value for name, value in chosen.items() if value is not None}
+    hardware: dict[str, Any] = {name: value for name, value in chosen.items() if value is not None}
     if resume is not None:
         if recipe is not None or out is not None:
             raise UsageError("--resume goes on with a run as it was begun: leave out --recipe and --out.")
@@ -83,11 +84,11 @@ def train(
     if tensorboard:
         from vqkit.training.tensorboard import TensorBoard
 
-        watchers.append(TensorBoard(plan.directory))
+        watchers.append(TensorBoard(plan.directory / "tensorboard"))
     run = runs.carry_out(plan, watchers)
     if run.steps < plan.config.steps:
         stopped = f"interrupted after step {run.steps} of {plan.config.steps}, which is saved; go on with:"
-        return _fail(f"{stopped} vqkit train --resume {run.directory}", _INTERRUPTED)
+        return _fail(f"{stopped} vqkit train --resume {shlex.quote(str(run.directory))}", _INTERRUPTED)
     for split, figures in run.figures.items():
         print(f"{split}: {_line(figures)}")
     print(f"{run.steps} steps in {run.seconds:.0f} s; the report is {run.report}")
@@ -176,7 +177,7 @@ def run(arguments: Sequence[str]) -> int:
     debug = "--debug" in arguments
     try:
         with warnings.catch_warnings():
-            warnings.showwarning = _warn
+            warnings.showwarning = _warn  # type: ignore[assignment]  # the rest of its arguments is the place
             return _command([argument for argument in arguments if argument != "--debug"])
     except KeyboardInterrupt:
         return _fail("interrupted", _INTERRUPTED)
@@ -215,7 +216,7 @@ def _short(value: Any) -> str:
 
 def _say_skipped(images: Images, most: int = 5) -> None:
     if images.skipped:
-        print(f"vqkit: skipped files that are no images: {len(images.skipped)}", file=sys.stderr)
+        print(f"vqkit: files left out: {len(images.skipped)}", file=sys.stderr)
         for name, reason in images.skipped[:most]:
             print(f"  {name}: {reason}", file=sys.stderr)
         if len(images.skipped) > most:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -50,6 +51,9 @@ def load(crops: RandomCrops, steps: range, workers: int) -> Iterator[Float32[tor
     # What is blocked here when a process is forked, is blocked there.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
-        return iter(loader)
+        with warnings.catch_warnings():
+            # From 3.12 on Python warns of forks beside threads; the workers here neither hold locks nor start any.
+            warnings.filterwarnings("ignore", ".*multi-threaded", DeprecationWarning)
+            return iter(loader)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)

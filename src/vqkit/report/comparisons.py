@@ -65,8 +65,8 @@ def comparisons(runs: Mapping[str, Sequence[Comparison]], most_bytes: int) -> Se
         note = f"{width} \N{MULTIPLICATION SIGN} {height}{shrunk} · {' / '.join(dict.fromkeys(c.split for c in of))}"
         scaling: Literal["pixelated", "auto"] = "pixelated" if max(height, width) <= DETAIL else "auto"
         figures.append(image_row([*zip(arrays, images, strict=True)], of[0].name, note, scaling))
-    kind = "rows" + " small" * small + " two" * bool(others)
-    return Section("Reconstructions", [tag("div", {"class": kind}, *figures)], lead)
+    grid = tag("div", {"class": "rows" + " small" * small + " two" * bool(others)}, *figures)
+    return Section("Reconstructions", [grid], lead)
 
 
 def _nearer(of: Sequence[Comparison]) -> int | None:

@@ -29,7 +29,7 @@ Part = Section | Callable[[int], Section]  # or what makes one of at most so man
 class RunSummary:
     """Everything that the page of a run shows: plain numbers and arrays, so that any trainer can fill it.
 
-    `metrics` has rows with `step`, any of `loss`, `reconstruction`, `codebook`, `commitment` (one chart) and other
+    `metrics` has rows with `step`, any of `loss`, `reconstruction`, `codebook`, `commitment` (one chart), and other
     numbers (a chart each); NaN is a gap. A unit stands in brackets at the end of a figure's name: "PSNR (dB)".
     """
 
@@ -61,10 +61,7 @@ def render(run: RunSummary) -> str:
 
 
 def write_report(path: str | os.PathLike[str], run: RunSummary) -> None:
-    """Write the report of a run; a page that is already there is replaced in one step, or stays as it is.
-
-    Raises: OSError where the directory is missing or cannot be written.
-    """
+    """Write the report of a run; OSError where the directory is missing or cannot be written, or the disk is full."""
     write_page(path, render(run))
 
 
@@ -77,7 +74,7 @@ def assemble(title: str, parts: Sequence[Part], subtitle: str, top: Html) -> str
 
 
 def write_page(path: str | os.PathLike[str], text: str) -> None:
-    """Write a page whole or not at all."""
+    """Write a page; one that is already there is replaced in one step, or stays as it is."""
     path = Path(path)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

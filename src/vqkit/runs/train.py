@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import itertools
 import os
+import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -133,12 +134,11 @@ def resume(
     try:
         model = ModelConfig.from_json(entries["model"])
         config = resolve(Config(model=model), [f"{name}={value}" for name, value in entries["training"].items()])
-        chosen = {**entries["hardware"], **hardware}
+        recorded = {field.name: entries["hardware"][field.name] for field in fields(Hardware)}
         fingerprint, source = entries["fingerprint"], entries["data"]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{directory / 'config.json'} does not describe a run of this version ({error}).") from None
-    changed = resolve(config, settings)
-    place = Hardware(**chosen)
+    changed, place = resolve(config, settings), Hardware(**{**recorded, **hardware})
     if changed.model != model:
         raise ValueError(f"--set {' '.join(settings)} changes the model of {directory}, which is trained already.")
     images = images_of_run(directory) if data is None else open_images(data)
@@ -200,7 +200,7 @@ def _go_on(directory: Path, lower: str = "") -> str:
     step = last_step(directory)
     if not step:
         return f"nothing was saved yet; {f'try {lower}' if lower else 'make room, then train again'}"
-    return f"step {step} is saved, go on with: {' '.join(f'vqkit train --resume {directory} {lower}'.split())}"
+    return f"step {step} is saved, go on with: vqkit train --resume {shlex.quote(str(directory))} {lower}".rstrip()
 
 
 def _said(error: OSError) -> str:

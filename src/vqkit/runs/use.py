@@ -6,6 +6,7 @@ import os
 import platform
 import sys
 from io import BytesIO
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -23,10 +24,10 @@ def evaluate_run(
     run: str | os.PathLike[str], data: str | os.PathLike[str] | None = None
 ) -> tuple[dict[str, Figures], Images]:
     """The figures of a run on ``data``, all of it; without it on what the run trained on and what it held out."""
-    model = VQVAE.from_pretrained(run)
+    model = VQVAE.from_pretrained(Path(run))
     if data is not None:
         images = open_images(data)
-        figures, _ = evaluate(model, (*images.images, *images.held_out))
+        figures, _ = evaluate(model, chain(images.images, images.held_out))
         return {"data": figures}, images
     images = images_of_run(Path(run))
     return evaluate_splits(model, images)[0], images
@@ -44,7 +45,7 @@ def reconstruct_image(run: str | os.PathLike[str], image: str | os.PathLike[str]
         raise FileExistsError(f"{out} exists already and is not overwritten: choose another name.")
     if not Path(out).parent.is_dir():
         raise FileNotFoundError(f"{Path(out).parent} is no directory to write into: make it first.")
-    model = VQVAE.from_pretrained(run)
+    model = VQVAE.from_pretrained(Path(run))
     images = open_images(image)
     if len(images.images) + len(images.held_out) > 1:
         raise ValueError(f"{image} holds {len(images.images) + len(images.held_out)} images: name one image.")

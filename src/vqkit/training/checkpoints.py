@@ -23,7 +23,7 @@ class Checkpoints:
     """The last two checkpoints of a run, ``DIRECTORY/checkpoints/STEP.safetensors``.
 
     A file holds the model's state, the optimizer's and the random generators'; its metadata the step, the gradient
-    scaler's numbers, and a SHA-256 of all tensors, so that a file that was cut or altered is recognised.
+    scaler's numbers, and a SHA-256 of it all, so that a file that was cut or altered is recognised.
     """
 
     def __init__(
@@ -33,23 +33,23 @@ class Checkpoints:
         self.model, self.optimizer, self.scaler = model, optimizer, scaler
 
     def save(self, step: int) -> None:
-        """Writes a checkpoint, removes all but the last two, and writes the model for whoever wants to look.
+        """Writes the model for whoever wants to look, then a checkpoint, and removes all checkpoints but the last two.
 
         Raises:
             OSError: the disk is full or cannot be written; what was saved before stays.
         """
+        self.model.save_pretrained(self.directory.parent)  # first: after a kill the next checkpoint mends what is ahead
         self.directory.mkdir(parents=True, exist_ok=True)
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self._tensors().items()}
         metadata = {
             "format": str(FORMAT),
             "step": str(step),
             "scaler": json.dumps(self.scaler.state_dict()),
-            "sha256": _digest(tensors),
         }
+        metadata["sha256"] = _digest(tensors, metadata)
         replace_file(self.directory / f"{step:08}.safetensors", save(tensors, metadata))
         for path in self._paths()[:-_KEPT]:
             path.unlink(missing_ok=True)
-        self.model.save_pretrained(self.directory.parent)
 
     def restore(self) -> int:
         """Loads the last checkpoint that is whole and returns its step; 0 where there is none.
@@ -119,20 +119,17 @@ def last_step(directory: Path) -> int:
 def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata() or {}
-        if int(metadata["format"]) > FORMAT:
-            raise ValueError(
-                f"{path} is of format {metadata['format']}; this version of vqkit reads format {FORMAT}: install a "
-                "newer one."
-            )
+        if (version := metadata["format"]) != str(FORMAT) and version.isdecimal():
+            raise ValueError(f"{path} is of format {version}; this vqkit reads format {FORMAT}: install a newer one.")
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no dict
-    if _digest(tensors) != metadata["sha256"]:
+    if metadata.pop("sha256") != _digest(tensors, metadata):
         raise SafetensorError("its contents do not match their SHA-256")
     return metadata, tensors
 
 
-def _digest(tensors: dict[str, Tensor]) -> str:
-    digest = hashlib.sha256()
+def _digest(tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
+    digest = hashlib.sha256(repr(sorted(metadata.items())).encode())
     for name in sorted(tensors):
-        digest.update(name.encode())
-        digest.update(tensors[name].reshape(-1).view(torch.uint8).numpy())
+        digest.update(f"{name} {tensors[name].dtype} {list(tensors[name].shape)}".encode())
+        digest.update(tensors[name].reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

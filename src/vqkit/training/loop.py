@@ -108,8 +108,8 @@ def _backward(
         scaler.scale(loss / config.accumulate).backward()
         measured = torch.stack([loss, reconstruction, losses.codebook, losses.commitment]).detach()
         parts.append((measured / config.accumulate, indices, x_hat.detach()))
-    measured, indices, x_hat = zip(*parts, strict=True)
-    return torch.stack(measured).sum(0), torch.cat(indices), torch.cat(x_hat)
+    means, codes, reconstructions = zip(*parts, strict=True)
+    return torch.stack(means).sum(0), torch.cat(codes), torch.cat(reconstructions)
 
 
 def _to(batch: Tensor, hardware: Hardware) -> Tensor:

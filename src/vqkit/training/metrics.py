@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from vqkit.functional.statistics import count_codes, perplexity
+from vqkit.models.storage import replace_file
 
 Row = dict[str, float]
 _LOSSES = ("loss", "reconstruction", "codebook", "commitment")
@@ -80,7 +81,7 @@ class MetricsFile(Watcher):
 
     def begin(self, step: int) -> None:
         kept = [row for row in read_metrics(self.path) if row["step"] <= step]
-        self.path.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+        replace_file(self.path, "".join(json.dumps(row) + "\n" for row in kept).encode())
 
     def row(self, row: Row) -> None:
         with self.path.open("a", encoding="utf-8") as file:
