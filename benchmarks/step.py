@@ -29,19 +29,12 @@ import vqkit
 from benchmarks.plain import PlainVQVAE
 from vqkit.codebooks import Usage
 from vqkit.data import RandomCrops, open_images
-from vqkit.models import VQVAE, Convolutional, ModelConfig
+from vqkit.models import VQVAE
 from vqkit.quantizers import Losses, Quantized
+from vqkit.training.config import resolve
 
-# The settings of the public reference; its codes begin as U(-b, b), b = sqrt(3 / 64), a bound of 512 b here.
-MODEL = ModelConfig(
-    architecture=Convolutional(stride=4, hidden=128, residual=32, blocks=2),
-    dim=64,
-    codebook_size=512,
-    update=vqkit.EMA(),
-    start=vqkit.Uniform(110.85),
-    revival=vqkit.NoRevival(),
-)
-RATE, VARIANCE = 3e-4, 0.08
+RECIPE = resolve("cifar10")
+MODEL, RATE, VARIANCE = RECIPE.model, RECIPE.learning_rate, 0.08
 WITHOUT = "ours, identity for the quantizer"
 WARM_UP, MATRIX = 3, 2048
 WATCHED = 15  # steps under the profiler, at most; reading its events takes a second for each
@@ -126,7 +119,7 @@ def ours_watched() -> Step:
 
 
 def adamw(model: nn.Module) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(model.parameters(), RATE, weight_decay=0.0)
+    return torch.optim.AdamW(model.parameters(), RATE, weight_decay=RECIPE.weight_decay)
 
 
 def plain(layout: torch.memory_format) -> Step:

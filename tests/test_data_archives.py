@@ -153,14 +153,14 @@ class Zeros(io.RawIOBase):
 
 
 def test_bombs_are_refused_in_little_memory(tmp_path: Path) -> None:
-    size = 200 * 2**20  # packs to at most 1 MB
+    size = 100 * 2**20  # packs to 0.1 MB
     member = tarfile.TarInfo("zeros.png")
     member.size = size
-    with tarfile.open(tmp_path / "a.tar.gz", "w:gz", compresslevel=1) as archive:
+    with tarfile.open(tmp_path / "a.tar.gz", "w:gz") as archive:
         archive.addfile(member, Zeros(size))
     hidden = tarfile.TarInfo(".hidden")
     hidden.size = size
-    with tarfile.open(tmp_path / "hidden.tar.xz", "w:xz", preset=0) as archive:
+    with tarfile.open(tmp_path / "hidden.tar.gz", "w:gz") as archive:
         archive.addfile(hidden, Zeros(size))
     with (
         zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as zipped,
@@ -173,9 +173,9 @@ def test_bombs_are_refused_in_little_memory(tmp_path: Path) -> None:
     raw = bytearray((tmp_path / "a.zip").read_bytes())
     place = raw.index(b"PK\1\2") + 24
     assert int.from_bytes(raw[place : place + 4], "little") == listed.file_size
-    raw[place : place + 4] = (1000).to_bytes(4, "little")  # it lies, and unpacks to 200 MiB
+    raw[place : place + 4] = (1000).to_bytes(4, "little")  # it lies, and unpacks to 100 MiB
     (tmp_path / "lying.zip").write_bytes(raw)
-    (tmp_path / "a.idx.gz").write_bytes(gzip.compress(b"\0\0\x08\x03" + b"\0\0\0\x02" * 3 + bytes(size), 1))
+    (tmp_path / "a.idx.gz").write_bytes(gzip.compress(b"\0\0\x08\x03" + b"\0\0\0\x02" * 3 + bytes(size)))
     code = (
         "import resource, sys; from vqkit.data import open_images, DataError\n"
         "resource.setrlimit(resource.RLIMIT_AS, (600 << 20, 600 << 20))\n"
@@ -184,7 +184,7 @@ def test_bombs_are_refused_in_little_memory(tmp_path: Path) -> None:
         "    except DataError as error: print(error)\n"
         "print(*[line for line in open('/proc/self/status') if line.startswith('VmHWM')])\n"
     )
-    files = [str(tmp_path / name) for name in ("a.tar.gz", "hidden.tar.xz", "a.zip", "lying.zip", "a.idx.gz")]
+    files = [str(tmp_path / name) for name in ("a.tar.gz", "hidden.tar.gz", "a.zip", "lying.zip", "a.idx.gz")]
     ran = subprocess.run([sys.executable, "-c", code, *files], check=True, capture_output=True, text=True)
     *bombs, lying, idx, peak = ran.stdout.split("\n")[:6]
     for path, bomb in zip(files[:3], bombs, strict=True):

@@ -78,9 +78,18 @@ def test_reference_imports_numpy_alone() -> None:
 
 
 def test_files_are_short() -> None:
-    lengths = {str(path.relative_to(SOURCE)): len(path.read_text(encoding="utf-8").splitlines()) for path in FILES}
-    assert {name: length for name, length in lengths.items() if length > 400} == {}
-    assert sum(lengths.values()) < 6000
+    """No file over 400 lines, all together under 6,000 lines of code: without blanks, comments and docstrings."""
+    texts = {str(path.relative_to(SOURCE)): path.read_text(encoding="utf-8") for path in FILES}
+    assert {name: len(text.splitlines()) for name, text in texts.items() if len(text.splitlines()) > 400} == {}
+    assert 3000 < sum(_lines_of_code(text) for text in texts.values()) < 6000
+
+
+def _lines_of_code(text: str) -> int:
+    tree = ast.parse(text)
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node) is not None:
+            node.body[0] = ast.Pass()
+    return len(ast.unparse(tree).splitlines())
 
 
 def _python(code: str) -> str:

@@ -157,7 +157,6 @@ def require_loadable(run: Path, step: int) -> None:
         ("8_000", 1, 0),  # for the first checkpoint
         ("8_000", 7, 4),  # for the second one
         ("os.path.getsize('run/metrics.jsonl') + 10", 10, 8),  # amid a row of metrics
-        ("1_000", 14, 12),  # for the last row, which comes before the last checkpoint
         ("30_000", 1, 14),  # for the report
     ],
 )
@@ -299,11 +298,10 @@ def test_sigterm(place: Path, tmp_path: Path) -> None:
     require_same_but_for_the_interruption(tmp_path / "my run", place)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_ctrl_c(place: Path, tmp_path: Path, workers: int) -> None:
-    """A terminal sends it to all processes of a command."""
+def test_ctrl_c(place: Path, tmp_path: Path) -> None:
+    """A terminal sends it to all processes of a command, those that load images too."""
     run, code = tmp_path / "run", at_step(5, WAIT)
-    training = start(tmp_path, "train", place / "images", "--out", "run", *TINY, "--workers", workers, code=code)
+    training = start(tmp_path, "train", place / "images", "--out", "run", *TINY, "--workers", 2, code=code)
     training.wait_for(lambda: (run / "model.safetensors").exists())
     os.killpg(training.pid, signal.SIGINT)
     (tmp_path / "go").touch()

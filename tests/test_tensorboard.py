@@ -70,8 +70,8 @@ def test_rows_can_be_read_while_the_run_goes_on_and_after_it_was_killed(tmp_path
     board = TensorBoard(tmp_path)
     board.begin(0)
     board.row(row(20))
-    board.images(20, torch.zeros(1, 3, 4, 4), torch.zeros(1, 3, 4, 4))
     assert scalars(tmp_path)["loss/total"] == {20: 20.0}
+    board.images(20, torch.zeros(1, 3, 4, 4), torch.zeros(1, 3, 4, 4))
     assert grid(tmp_path, 20).shape == (8, 4, 3)
     board.close()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 import signal
 from collections.abc import Callable
 from dataclasses import replace
@@ -247,6 +248,17 @@ def test_half_precision_learns_what_float32_learns(precision: str, tmp_path: Pat
     first, last = heard[precision].rows
     assert last["loss"] == pytest.approx(heard["float32"].rows[-1]["loss"], rel=0.05)
     assert last["loss"] < 0.8 * first["loss"] and last["loss"] != heard["float32"].rows[-1]["loss"]
+
+
+@pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler: install g++ or clang")
+def test_a_compiled_model_learns_the_same(tmp_path: Path) -> None:
+    heard = Rows(), Rows()
+    for rows, compiled in zip(heard, (False, True), strict=True):
+        torch.manual_seed(0)
+        hardware = Hardware("cpu", compile=compiled)
+        fit(CONFIG.model.build(seed=0), crops(), 1.0, CONFIG, tmp_path / str(compiled), hardware, [rows])
+    for eager, compiled in zip(heard[0].rows, heard[1].rows, strict=True):
+        assert {**eager, "images_per_second": 0} == pytest.approx({**compiled, "images_per_second": 0}, rel=1e-4)
 
 
 def test_training_in_python(tmp_path: Path) -> None:

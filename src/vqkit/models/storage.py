@@ -41,9 +41,11 @@ def replace_file(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())  # else a power cut may keep the new name and lose the bytes
         os.replace(partial, path)
-    except BaseException:
+    except BaseException as error:
         with suppress(OSError):  # the first error is the one to tell
             partial.unlink()
+        if isinstance(error, OSError) and error.errno and not error.filename:  # writing names no file
+            error.filename = str(path)
         raise
     with suppress(OSError):  # Windows opens no directory, and some network file systems sync none
         descriptor = os.open(path.parent, os.O_RDONLY)

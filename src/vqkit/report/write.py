@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vqkit.models.storage import replace_file
 from vqkit.pages import Html, Section, Value, folded, headline, key_values, page
 from vqkit.report.atlas import atlas
 from vqkit.report.comparisons import Comparison, comparisons
@@ -75,17 +76,8 @@ def assemble(title: str, parts: Sequence[Part], subtitle: str, top: Html) -> str
 
 def write_page(path: str | os.PathLike[str], text: str) -> None:
     """Write a page; one that is already there is replaced in one step, or stays as it is."""
-    path = Path(path)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with unfinished.open("wb") as file:
-            # Names of files that are no valid UTF-8 arrive as lone surrogates, which no file can hold.
-            file.write(text.encode("utf-8", "replace"))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    # Names of files that are no valid UTF-8 arrive as lone surrogates, which no file can hold.
+    replace_file(Path(path), text.encode("utf-8", "replace"))
 
 
 def headlines(figures: Mapping[str, Value]) -> dict[str, Value]:

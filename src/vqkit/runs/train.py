@@ -196,11 +196,10 @@ def carry_out(plan: Plan, watchers: Sequence[Watcher] = ()) -> Run:
                 watcher.close()
 
 
-def _go_on(directory: Path, lower: str = "") -> str:
+def _go_on(directory: Path, settings: str = "") -> str:
     step = last_step(directory)
-    if not step:
-        return f"nothing was saved yet; {f'try {lower}' if lower else 'make room, then train again'}"
-    return f"step {step} is saved, go on with: vqkit train --resume {shlex.quote(str(directory))} {lower}".rstrip()
+    saved = f"step {step} is saved" if step else "nothing was saved yet"
+    return f"{saved}; go on with: vqkit train --resume {shlex.quote(str(directory))} {settings}".rstrip()
 
 
 def _said(error: OSError) -> str:

@@ -21,11 +21,7 @@ _MOST_IMAGES = 8
 
 
 class TensorBoard(Watcher):
-    """Writes a run into ``directory`` for ``tensorboard --logdir``; a resumed run replaces the rows that it repeats.
-
-    Raises:
-        ImportError: without the package tensorboard.
-    """
+    """Writes a run into ``directory`` for ``tensorboard --logdir``; a resumed run replaces the rows that it repeats."""
 
     def __init__(self, directory: Path) -> None:
         try:  # here, because in begin a run would be half begun
