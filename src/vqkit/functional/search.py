@@ -116,7 +116,8 @@ def _nearest_codes(z_ND: Tensor, codebook_KD: Tensor) -> Tensor:
             indices_M, tied_T = _score(*_centred(z_MD, codebook_KD))
             indices_N[rows_M] = indices_M.to(rows_M.device)
             rows_M, z_MD = rows_M[tied_T.to(rows_M.device)], z_MD[tied_T]
-        indices_N[rows_M] = _decide(z_MD, codebook_KD).to(rows_M.device)
+        if rows_M.numel():  # float64 settles nearly all of them, and to look for equal codes takes 2 ms
+            indices_N[rows_M] = _decide(z_MD, codebook_KD).to(rows_M.device)
     return indices_N
 
 
@@ -192,7 +193,7 @@ def _decide(z_MD: Tensor, codebook_KD: Tensor) -> Tensor:
     squares_K = torch.linalg.vecdot(e_KD, e_KD)
     rows, pairs = _chunk_rows(z_MD, len(e_KD)), _CHUNK_CPU // z_MD.shape[1] + 1
     decided = []
-    for start in range(0, max(len(z_MD), 1), rows):
+    for start in range(0, len(z_MD), rows):
         z_RD, x_RD = z_MD[start : start + rows], x_MD[start : start + rows]
         scores_RK, _, limit_R = _bounded_scores(x_RD, e_KD, squares_K)
         row_P, code_P = (~(scores_RK > limit_R[:, None])).nonzero(as_tuple=True)

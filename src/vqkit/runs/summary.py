@@ -95,7 +95,7 @@ def summarise(
     return RunSummary(
         name=str(directory),
         title="A VQ-VAE and its codes",
-        subtitle=f"Trained on {images.description}. Errors on {split} images; codes counted over the training images.",
+        subtitle=f"Measured on {images.description}: errors on {split} images, codes counted over training images.",
         config={"training": entries["training"], "model": entries["model"]},
         metrics=rows,
         comparisons=comparisons,
@@ -105,7 +105,7 @@ def summarise(
         provenance={
             "vqkit": entries["vqkit"],
             "torch": torch.__version__,
-            "hardware": ", ".join(f"{name} {value}" for name, value in entries["hardware"].items() if value),
+            "hardware": ", ".join(f"{name} {value}" for name, value in entries.get("hardware", {}).items() if value),
             "threads": torch.get_num_threads(),
             "data": entries["data"] or "the bundled photos",
         },
