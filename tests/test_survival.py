@@ -225,7 +225,7 @@ def test_a_loss_that_is_no_number(place: Path, stopped: Path, tmp_path: Path) ->
     shutil.copytree(stopped, run)
     said = vqkit(tmp_path, "train", "--resume", "run", "--set", *too_fast)
     assert said.code == 1 and said.err.count("\n") == 1 and said.err.startswith("vqkit: step 10: ")
-    assert said.err.endswith("step 8 is saved, go on with: vqkit train --resume run --set learning_rate=2.5e+29\n")
+    assert said.err.endswith("step 8 is saved; go on with: vqkit train --resume run --set learning_rate=2.5e+29\n")
     require_loadable(run, 8)
     lower = ("learning_rate=2e-3", "schedule=Cosine()")
     assert vqkit(tmp_path, "train", "--resume", "run", "--set", *lower).code == 0

@@ -42,7 +42,6 @@ class RandomCrops:
         batch: int,
         seed: int,
         augment: Sequence[Augment] = (),
-        names: Sequence[str] = (),
     ) -> None:
         self.images = images if isinstance(images, Pictures) else Pictures.of(images)
         sizes = self.images.sizes

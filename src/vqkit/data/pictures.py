@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple, overload
@@ -90,6 +90,12 @@ class Pictures(Sequence[np.ndarray]):
                 self._warned.add(index)
                 warnings.warn(f"passed over {error}", RuntimeWarning, stacklevel=2)
             return None
+
+    def readable(self, every: int = 1) -> Iterator[tuple[str, UInt8[np.ndarray, "H W C"]]]:
+        """Name and pixels of every so many-th image, in order, but for those that cannot be decoded."""
+        for i in range(0, len(self), every):
+            if (image := self.get(i)) is not None:
+                yield self.pictures[i].name, image
 
     @cached_property
     def _warned(self) -> set[int]:

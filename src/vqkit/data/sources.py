@@ -73,9 +73,7 @@ class Images:
         """
         count = total = squares = 0
         every = 1 if self.images.kept else -(-len(self.images) // _MOST_FOR_VARIANCE)
-        for i in range(0, len(self.images), every):
-            if (image := self.images.get(i)) is None:
-                continue
+        for _, image in self.images.readable(every):
             count += image.size
             total += int(image.sum(dtype=np.int64))
             squares += int(np.einsum("hwc,hwc->", image, image, dtype=np.int64, casting="unsafe"))

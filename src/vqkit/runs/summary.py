@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
-from vqkit.data import Images, open_images
+from vqkit.data import Images, Pictures, open_images
 from vqkit.models import VQVAE
 from vqkit.models.storage import read_config
 from vqkit.report import Comparison, RunSummary, write_comparison, write_report
@@ -24,9 +24,10 @@ _SHOWN = 8
 def evaluate_splits(model: VQVAE, images: Images) -> tuple[dict[str, Figures], torch.Tensor]:
     """Figures on the held-out images, if there are any, and on the training images; and the latter's counts."""
     every = -(-len(images.images) // _MOST_TRAINING_IMAGES)
-    training, counts = evaluate(model, (images.images[i] for i in range(0, len(images.images), every)))
-    held_out = {"held out": evaluate(model, images.held_out)[0]} if images.held_out else {}
-    return {**held_out, "training": training}, counts
+    training, counts = evaluate(model, (image for _, image in images.images.readable(every)))
+    held_out = (image for _, image in images.held_out.readable())
+    spared = {"held out": evaluate(model, held_out)[0]} if images.held_out else {}
+    return {**spared, "training": training}, counts
 
 
 def psnr(a: np.ndarray, b: np.ndarray) -> float:
@@ -66,13 +67,13 @@ def summarise(
 ) -> RunSummary:
     """What the report of a run shows."""
     entries, rows = read_config(directory), read_metrics(directory / "metrics.jsonl")
-    held_out = zip(images.held_out_names, images.held_out, ["held out"] * _SHOWN, strict=False)
-    training = zip(images.names, images.images, ["training"] * _SHOWN, strict=False)
-    comparisons = []
-    for name, image, split in islice(chain(held_out, training), _SHOWN):
+    comparisons: list[Comparison] = []
+    splits: tuple[tuple[Literal["held out", "training"], Pictures], ...]
+    splits = ("held out", images.held_out), ("training", images.images)
+    for split, (name, image) in islice(((split, one) for split, of in splits for one in of.readable()), _SHOWN):
         restored, _ = reconstruct(model, image)
-        comparisons.append(Comparison(name, image, restored, psnr(image, restored), split))  # type: ignore[arg-type]
-    split, first = next(iter(figures.items()))
+        comparisons.append(Comparison(name, image, restored, psnr(image, restored), split))
+    measured, first = next(iter(figures.items()))
     steps = [0, *(int(row["step"]) for row in rows)]
     batch = entries["training"]["batch"]
     shown: dict[str, Any] = {
@@ -95,7 +96,7 @@ def summarise(
     return RunSummary(
         name=str(directory),
         title="A VQ-VAE and its codes",
-        subtitle=f"Measured on {images.description}: errors on {split} images, codes counted over training images.",
+        subtitle=f"Measured on {images.description}: errors on {measured} images, codes counted over training images.",
         config={"training": entries["training"], "model": entries["model"]},
         metrics=rows,
         comparisons=comparisons,

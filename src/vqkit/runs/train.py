@@ -169,9 +169,7 @@ def carry_out(plan: Plan, watchers: Sequence[Watcher] = ()) -> Run:
         torch.manual_seed(config.seed)
         model = config.model.build(seed=config.seed)
         images = plan.trained_on
-        crops = RandomCrops(
-            images.images, config.crop, config.batch, config.seed, (config.augmentation,), names=images.names
-        )
+        crops = RandomCrops(images.images, config.crop, config.batch, config.seed, (config.augmentation,))
         hardware, began = plan.hardware, time.monotonic()
         if hardware.workers is None:
             hardware = replace(hardware, workers=workers_for(images))

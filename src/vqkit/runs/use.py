@@ -27,7 +27,8 @@ def evaluate_run(
     model = VQVAE.from_pretrained(Path(run))
     if data is not None:
         images = open_images(data)
-        figures, _ = evaluate(model, chain(images.images, images.held_out))
+        every = chain(images.images.readable(), images.held_out.readable())
+        figures, _ = evaluate(model, (image for _, image in every))
         return {"data": figures}, images
     images = images_of_run(Path(run))
     return evaluate_splits(model, images)[0], images
