@@ -57,9 +57,7 @@ def test_no_such_path(tmp_path: Path, capsys: Capture, monkeypatch: pytest.Monke
 
 def test_folder_without_images(tmp_path: Path, capsys: Capture) -> None:
     (tmp_path / "empty").mkdir()
-    expect(
-        call(capsys, "train", tmp_path / "empty", "--out", tmp_path / "run", *TINY), FAILURE, "no image in it"
-    )
+    expect(call(capsys, "train", tmp_path / "empty", "--out", tmp_path / "run", *TINY), FAILURE, "no image in it")
     (tmp_path / "empty" / "notes.txt").write_text("no image")
     said = call(capsys, "train", tmp_path / "empty", "--out", tmp_path / "run", *TINY)
     expect(said, FAILURE, "no image in it", "notes.txt")

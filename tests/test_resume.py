@@ -27,12 +27,9 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from tests.command import ENVIRONMENT, SETTINGS, Said, pixels, write_images
-from vqkit.data import RandomCrops
+from tests.command import ENVIRONMENT, Said, write_images
 from vqkit.models import ModelConfig, Patchwise
-from vqkit.training import Watcher, fit, resolve
 from vqkit.training.checkpoints import Checkpoints
-from vqkit.training.metrics import Row
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and kill -9, which are of Unix")
 
@@ -375,29 +372,3 @@ def test_nothing_is_pickled(place: Path, stopped: Path) -> None:
         assert not re.search(
             r"torch\.(load|save)\b|^\s*(import|from) (pickle|dill|joblib|shelve|marshal)", text, re.M
         ), source
-
-
-class Breaks(Watcher):
-    """Ends a run in the middle."""
-
-    def row(self, row: Row) -> None:
-        if row["step"] == 4:
-            raise InterruptedError
-
-
-def test_random_numbers_go_on(tmp_path: Path) -> None:
-    """Of a model that draws some, as one with dropout does."""
-    config = resolve("photos", [*SETTINGS, "steps=6", "save_every=3", "log_every=1"])
-    crops = RandomCrops([pixels(24, 32)], size=config.crop, batch=config.batch, seed=0)
-
-    def train(name: str, *watchers: Watcher) -> torch.Tensor:
-        (tmp_path / name).mkdir(exist_ok=True)
-        torch.manual_seed(0)
-        model = config.model.build(seed=0)
-        model.encoder = torch.nn.Sequential(torch.nn.Dropout(0.5), model.encoder)
-        fit(model, crops, 1.0, config, tmp_path / name, watchers=watchers)
-        return torch.cat([parameter.flatten() for parameter in model.parameters()])
-
-    with pytest.raises(InterruptedError):
-        train("twice", Breaks())
-    assert torch.equal(train("twice"), train("once"))

@@ -16,9 +16,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.command import ENVIRONMENT, Said, call, write_images
+from tests.command import ENVIRONMENT, SETTINGS, Said, call, pixels, write_images
 from tests.test_resume import TINY, at_step, checkpoints, killed_at, require_same, rows, sha, start, undisturbed, vqkit
+from vqkit.data import RandomCrops
 from vqkit.models import VQVAE
+from vqkit.training import Watcher, fit, resolve
+from vqkit.training.metrics import Row
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and kill -9, which are of Unix")
 
@@ -133,6 +136,32 @@ def test_what_cannot_go_on_is_refused(
     said = call(capsys, "train", "--resume", "run", *arguments)
     assert (said.code, said.err.count("\n")) == (code, 1) and words in said.err, said.err
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+class Breaks(Watcher):
+    """Ends a run in the middle."""
+
+    def row(self, row: Row) -> None:
+        if row["step"] == 4:
+            raise InterruptedError
+
+
+def test_random_numbers_go_on(tmp_path: Path) -> None:
+    """Of a model that draws some, as one with dropout does."""
+    config = resolve("photos", [*SETTINGS, "steps=6", "save_every=3", "log_every=1"])
+    crops = RandomCrops([pixels(24, 32)], size=config.crop, batch=config.batch, seed=0)
+
+    def train(name: str, *watchers: Watcher) -> torch.Tensor:
+        (tmp_path / name).mkdir(exist_ok=True)
+        torch.manual_seed(0)
+        model = config.model.build(seed=0)
+        model.encoder = torch.nn.Sequential(torch.nn.Dropout(0.5), model.encoder)
+        fit(model, crops, 1.0, config, tmp_path / name, watchers=watchers)
+        return torch.cat([parameter.flatten() for parameter in model.parameters()])
+
+    with pytest.raises(InterruptedError):
+        train("twice", Breaks())
+    assert torch.equal(train("twice"), train("once"))
 
 
 # --- a full disk --------------------------------------------------------------------------------------------------
