@@ -218,7 +218,8 @@ def test_killed_in_a_step(place: Path, tmp_path: Path, steps: tuple[int, ...]) -
 def test_killed_from_outside(place: Path, tmp_path: Path, workers: int) -> None:
     """At a moment that nobody chose, and resumed at once: neither lock nor workers of the dead are in the way."""
     run = tmp_path / "run"
-    training = start(tmp_path, "train", place / "images", "--out", run, *TINY, "--workers", workers)
+    slow = at_step(12, "time.sleep(60)")  # lest it be done before this process looks
+    training = start(tmp_path, "train", place / "images", "--out", run, *TINY, "--workers", workers, code=slow)
     training.wait_for(lambda: (run / "checkpoints" / "00000008.safetensors").exists())
     os.kill(training.pid, signal.SIGKILL)
     assert training.wait().code == -signal.SIGKILL

@@ -27,6 +27,7 @@ from vqkit.training import RECIPES, Config, Diverged, Figures, Hardware, Metrics
 from vqkit.training.checkpoints import last_step
 
 _LOCK = ".lock"
+_NOTHING = {_LOCK, "config.json.partial"}  # what a process leaves that was killed as it began
 
 
 @dataclass(frozen=True)
@@ -217,7 +218,9 @@ def _locked(directory: Path) -> Iterator[None]:
 
 
 def _require_empty(directory: Path) -> None:
-    if directory.exists() and (not directory.is_dir() or any(path.name != _LOCK for path in directory.iterdir())):
+    if directory.exists() and (
+        not directory.is_dir() or any(path.name not in _NOTHING for path in directory.iterdir())
+    ):
         raise FileExistsError(
             f"{directory} holds files already and nothing is overwritten: choose another --out, or go on with a run "
             f"that was stopped: --resume {directory}"

@@ -71,7 +71,8 @@ class Checkpoints:
                 )
                 continue
             self._load(path, tensors)
-            self.scaler.load_state_dict(json.loads(metadata["scaler"]))
+            if scale := json.loads(metadata["scaler"]):  # empty where the run was not in float16 until now
+                self.scaler.load_state_dict(scale)
             return int(metadata["step"])
         return 0
 
@@ -102,7 +103,7 @@ class Checkpoints:
         for name, tensor in parts["optimizer"].items():
             index, _, what = name.partition(".")
             like = parameters[int(index)]
-            # In the parameter's own layout in memory, because kernels may round differently in another.
+            # In the parameter's own layout in memory, as the optimizer made it.
             laid_out = torch.empty_like(like).copy_(tensor) if tensor.shape == like.shape else tensor
             memories.setdefault(int(index), {})[what] = laid_out
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": memories})

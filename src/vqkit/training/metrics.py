@@ -91,7 +91,7 @@ class MetricsFile(Watcher):
 def read_metrics(path: Path) -> list[Row]:
     """The rows of a ``metrics.jsonl``; a line that was cut off, by a crash or a full disk, is passed over."""
     rows = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
         try:
             row = json.loads(line)
         except json.JSONDecodeError:
