@@ -70,7 +70,9 @@ def summarise(
     comparisons: list[Comparison] = []
     splits: tuple[tuple[Literal["held out", "training"], Pictures], ...]
     splits = ("held out", images.held_out), ("training", images.images)
-    for split, (name, image) in islice(((split, one) for split, of in splits for one in of.readable()), _SHOWN):
+    # Spread evenly, because data are often sorted by what they show.
+    spread = ((split, one) for split, of in splits for one in of.readable(max(1, len(of) // _SHOWN)))
+    for split, (name, image) in islice(spread, _SHOWN):
         restored, _ = reconstruct(model, image)
         comparisons.append(Comparison(name, image, restored, psnr(image, restored), split))
     measured, first = next(iter(figures.items()))

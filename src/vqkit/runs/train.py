@@ -218,9 +218,9 @@ def _locked(directory: Path) -> Iterator[None]:
 
 
 def _require_empty(directory: Path) -> None:
-    if directory.exists() and (
-        not directory.is_dir() or any(path.name not in _NOTHING for path in directory.iterdir())
-    ):
+    if directory.is_dir() and all(path.name in _NOTHING for path in directory.iterdir()):
+        return
+    if directory.exists():
         raise FileExistsError(
             f"{directory} holds files already and nothing is overwritten: choose another --out, or go on with a run "
             f"that was stopped: --resume {directory}"

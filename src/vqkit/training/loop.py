@@ -43,7 +43,7 @@ def fit(
         OSError: a checkpoint cannot be written; those before it stay.
     """
     model.train()
-    # oneDNN's convolutions are faster with the channels last, by 1.2 to 1.5 on two cores.
+    # With the channels last oneDNN's convolutions are faster, by 2 to 15 % where this was measured.
     model = model.to(hardware.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.AdamW(model.parameters(), config.learning_rate, weight_decay=config.weight_decay)
     attach(optimizer, model)
