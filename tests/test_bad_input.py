@@ -171,7 +171,7 @@ def test_nothing_is_unpickled(tmp_path: Path, trained: Path, capsys: Capture) ->
         (["--steps", "x"], ["steps is 'x'", "whole number"]),
         (["--steps", ""], ["steps is ''"]),
         (["--steps", "1.5"], ["steps is '1.5'"]),
-        (["--device", "abacus"], ["device is 'abacus'", "use 'c"]),
+        (["--device", "abacus"], ["device is 'abacus'", "here on cpu"]),
         (["--precision", "int8"], ["precision is 'int8'", "float32, bf16, fp16"]),
         (["--workers", "-1"], ["workers is '-1'", "0 or more"]),
         (["--workers", "many"], ["workers is 'many'"]),
@@ -268,6 +268,21 @@ def test_what_is_no_run(tmp_path: Path, images: Path, capsys: Capture) -> None:
         expect(call(capsys, name, tmp_path / "nowhere", *rest), USAGE, "nowhere", "no directory")
         expect(call(capsys, name, images / "a.png", *rest), USAGE, "a.png", "no directory")
         expect(call(capsys, name, images, *rest), FAILURE, "no config.json")
+
+
+def test_a_model_without_its_training(tmp_path: Path, images: Path, capsys: Capture) -> None:
+    """As ``save_pretrained`` writes it, and the hub keeps it."""
+    run = tmp_path / "model"
+    ModelConfig(codebook_size=8).build(seed=0).save_pretrained(run)
+    for command in (["eval", run], ["report", run]):
+        expect(call(capsys, *command), FAILURE, run, "without its training", "DATA")
+    expect(call(capsys, "train", "--resume", run), FAILURE, run, "config.json")
+
+
+def test_a_metrics_file_that_was_altered(trained: Path, capsys: Capture) -> None:
+    with (trained / "metrics.jsonl").open("ab") as file:
+        file.write(b'5\n{"step": 9}\n{"step": 10, "loss\n\xff\xfe\n')
+    assert call(capsys, "report", trained).code == 0
 
 
 @pytest.mark.parametrize("part", ["config.json", "model.safetensors"])

@@ -54,6 +54,13 @@ def test_any_float32_that_is_finite(data: st.DataObject, dim: int) -> None:
     assert torch.equal(nearest_codes(z, codebook), _expected(z, codebook))
 
 
+def test_codes_whose_squares_overflow() -> None:
+    assert nearest_codes(torch.tensor([[1.7e19]]), torch.tensor([[1.9e19], [0.0]])).tolist() == [0]
+    for z in (-1.0, 0.0, 1.0):
+        with pytest.raises(ValueError, match="codebook holds NaN or infinity in row 0"):
+            nearest_codes(torch.tensor([[z]]), torch.tensor([[INF], [0.0]]))
+
+
 @pytest.mark.parametrize("scale", [1e-320, 1e-310, 1e-170, 1e-161, 1e160, 1e300])
 def test_float64_at_the_ends_of_its_range(scale: float) -> None:
     z, codebook = (scale * vectors(50, 4, seed=s, dtype=torch.float64) for s in (0, 1))

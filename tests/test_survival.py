@@ -104,16 +104,17 @@ def other_images(run: Path) -> None:
         (lambda run: (run / "config.json").unlink(), [], 1, "has no config.json: it is no run of vqkit train"),
         (lambda run: (run / "config.json").write_text("{"), [], 1, "config.json is damaged or not of vqkit"),
         (other_images, ["other"], 1, "other does not hold the images that"),
-        (None, ["--set", "dim=5"], 1, "--set dim=5 changes the model of"),
-        (None, ["--set", "update=Gradient()", "crop=32"], 1, "--set update=Gradient() crop=32 changes the model of"),
-        (None, ["--set", "dimm=5"], 1, "--set has no key 'dimm'"),
-        (None, ["--set", "learning_rate=-1"], 1, "learning_rate is -1"),
-        (None, ["--device", "abacus"], 1, "device is 'abacus'"),
+        (None, ["--set", "dim=5"], 2, "--set dim=5 changes the model of"),
+        (None, ["--set", "update=Gradient()", "crop=32"], 2, "--set update=Gradient() crop=32 changes the model of"),
+        (None, ["--set", "dimm=5"], 2, "--set has no key 'dimm'"),
+        (None, ["--set", "learning_rate=-1"], 2, "learning_rate is -1"),
+        (None, ["--device", "abacus"], 2, "device is 'abacus'"),
         (None, ["--recipe", "photos"], 2, "--resume goes on with a run as it was begun: leave out --recipe"),
         (None, ["--out", "new"], 2, "--resume goes on with a run as it was begun: leave out --recipe and --out"),
         (None, ["--resume", "nowhere"], 2, "nowhere is no directory"),
         (None, ["--resume", "run/config.json"], 2, "run/config.json is no directory"),
-        (None, ["--resume", ""], 1, "has no config.json"),
+        (None, ["--resume", ""], 2, "--resume is empty"),
+        (None, ["--steps", "5"], 2, "steps is 5, but run has 8 already"),
     ],
 )  # fmt: skip
 def test_what_cannot_go_on_is_refused(
@@ -136,6 +137,15 @@ def test_what_cannot_go_on_is_refused(
     said = call(capsys, "train", "--resume", "run", *arguments)
     assert (said.code, said.err.count("\n")) == (code, 1) and words in said.err, said.err
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+def test_a_crop_that_the_recipe_could_not_have(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The stride of this model does not divide the crop that its recipe begins with."""
+    settings = (*SETTINGS, "crop=15", "architecture=Patchwise(stride=3,hidden=8)")
+    said = call(capsys, "train", place / "images", "--out", tmp_path / "run", "--steps", "2", "--set", *settings)
+    assert said.code == 0, said.err
+    assert call(capsys, "train", "--resume", tmp_path / "run", "--steps", "3").code == 0
+    assert [row["step"] for row in rows(tmp_path / "run")] == [2, 3]
 
 
 class Breaks(Watcher):

@@ -251,6 +251,7 @@ def test_half_precision_learns_what_float32_learns(precision: str, tmp_path: Pat
 
 
 @pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler: install g++ or clang")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # PyTorch 2.13 warns of what it does itself
 def test_a_compiled_model_learns_the_same(tmp_path: Path) -> None:
     heard = Rows(), Rows()
     for rows, compiled in zip(heard, (False, True), strict=True):

@@ -71,7 +71,10 @@ def train(
     if resume is not None:
         if recipe is not None or out is not None:
             raise UsageError("--resume goes on with a run as it was begun: leave out --recipe and --out.")
-        plan = runs.resume(resume, changes, data, hardware)
+        try:
+            plan = runs.resume(resume, changes, data, hardware)
+        except runs.Slip as error:
+            raise UsageError(error) from error
     else:
         try:
             config, place = resolve(recipe or "photos", changes), Hardware(**hardware)

@@ -146,6 +146,7 @@ def _bounded_scores(x_RD: Tensor, e_KD: Tensor, squares_K: Tensor) -> tuple[Tens
     dims = x_RD.shape[1] + 8
     scores_RK = (x_RD @ e_KD.T).sub_(squares_K, alpha=0.5)  # addmm would copy the squares R times over first
     longest = squares_K.amax().sqrt()
+    longest = longest + (longest - longest)  # NaN where a square overflowed, which then leaves every row in doubt
     reach_R = torch.linalg.vecdot(x_RD, x_RD).sqrt_().add_(longest)
     bound_R = (reach_R * (2 * dims * _ROUNDING[torch.float64][0])).add_(longest * (2 * dims * eps)).mul_(reach_R)
     return scores_RK, scores_RK.amax(1).sub_(bound_R).sub_(4 * dims * tiny)

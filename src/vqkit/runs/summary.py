@@ -37,7 +37,10 @@ def psnr(a: np.ndarray, b: np.ndarray) -> float:
 
 def images_of_run(directory: Path) -> Images:
     """The images that a run was trained on, where they were then."""
-    source = read_config(directory)["data"]
+    entries = read_config(directory)
+    if "data" not in entries or "training" not in entries:
+        raise ValueError(f"{directory} holds a model without its training: name a run that vqkit train left, or DATA.")
+    source = entries["data"]
     if source is not None and not os.path.exists(source):
         raise FileNotFoundError(f"{directory} was trained on {source}, which is gone: name the DATA as well.")
     return open_images(source)

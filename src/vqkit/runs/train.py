@@ -26,6 +26,11 @@ from vqkit.runs.summary import evaluate_splits, images_of_run, summarise
 from vqkit.training import RECIPES, Config, Diverged, Figures, Hardware, MetricsFile, Watcher, fit, resolve
 from vqkit.training.checkpoints import last_step
 
+
+class Slip(ValueError):
+    """A setting that was typed to go on with a run does not fit it."""
+
+
 _LOCK = ".lock"
 _NOTHING = {_LOCK, "config.json.partial"}  # what a process leaves that was killed as it began
 
@@ -130,18 +135,27 @@ def resume(
         FileNotFoundError: no such directory.
         ValueError: no run of this version, other images than before, or settings that would change the model.
     """
+    if not os.fspath(directory):
+        raise FileNotFoundError("--resume is empty: name the directory of the run to go on with.")
     directory = Path(directory)
     entries = read_config(directory)
     try:
+        pairs = {**entries["training"], **entries["model"]}
         model = ModelConfig.from_json(entries["model"])
-        config = resolve(Config(model=model), [f"{name}={value}" for name, value in entries["training"].items()])
+        config = resolve("photos", [f"{name}={value}" for name, value in pairs.items() if name != "channels"])
+        config = replace(config, model=model)
         recorded = {field.name: entries["hardware"][field.name] for field in fields(Hardware)}
         fingerprint, source = entries["fingerprint"], entries["data"]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{directory / 'config.json'} does not describe a run of this version ({error}).") from None
-    changed, place = resolve(config, settings), Hardware(**{**recorded, **hardware})
+    try:
+        changed, place = resolve(config, settings), Hardware(**{**recorded, **hardware})
+    except ValueError as error:
+        raise Slip(error) from None
     if changed.model != model:
-        raise ValueError(f"--set {' '.join(settings)} changes the model of {directory}, which is trained already.")
+        raise Slip(f"--set {' '.join(settings)} changes the model of {directory}, which is trained already.")
+    if changed.steps < (done := last_step(directory)):
+        raise Slip(f"steps is {changed.steps}, but {directory} has {done} already: ask for more, or leave it out.")
     images = images_of_run(directory) if data is None else open_images(data)
     if images.fingerprint != fingerprint:
         raise ValueError(

@@ -29,13 +29,10 @@ class Hardware:
     workers: int | None = None
 
     def __post_init__(self) -> None:
-        try:
-            torch.empty(0, device=self.device)
-        except (RuntimeError, AssertionError, NotImplementedError) as error:
-            reason = str(error).splitlines()[0][:120]
-            raise ValueError(
-                f"device is {self.device!r}, which cannot be used here ({reason}): use {best_device()!r}."
-            ) from None
+        gpus = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+        known = ["cpu", *(["cuda", *gpus] if gpus else []), *(["mps"] if torch.backends.mps.is_available() else [])]
+        if self.device not in known:
+            raise ValueError(f"device is {self.device!r}; PyTorch can compute here on {', '.join(known)}.")
         if self.precision not in _DTYPES:
             raise ValueError(f"precision is {self.precision!r}; it must be one of {', '.join(_DTYPES)}.")
         if self.workers is not None and not (isinstance(self.workers, int) and self.workers >= 0):

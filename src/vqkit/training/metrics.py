@@ -51,10 +51,10 @@ class Window:
         Raises:
             Diverged: a loss is not finite.
         """
-        losses = losses.double().cpu()
+        losses = losses.cpu().double()  # in this order: Apple's GPUs have no float64
         if not bool(torch.isfinite(losses).all()):
             raise Diverged(f"step {step}: the loss is no longer finite")
-        counts = count_codes(indices, len(self._counts)).cpu()
+        counts = count_codes(indices.cpu(), len(self._counts))
         self._sums += losses
         self._counts += counts
         self._perplexities += perplexity(counts)
@@ -96,5 +96,6 @@ def read_metrics(path: Path) -> list[Row]:
             row = json.loads(line)
         except json.JSONDecodeError:
             continue
-        rows.append(row)
+        if isinstance(row, dict) and row.keys() >= {"step", "images_per_second"}:
+            rows.append(row)
     return rows
