@@ -14,13 +14,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from tests.command import ENVIRONMENT, SETTINGS, Said, call, pixels, write_images
 from tests.test_resume import TINY, at_step, checkpoints, killed_at, require_same, rows, sha, start, undisturbed, vqkit
 from vqkit.data import RandomCrops
 from vqkit.models import VQVAE
-from vqkit.training import Watcher, fit, resolve
+from vqkit.training import Hardware, Watcher, fit, resolve
 from vqkit.training.metrics import Row
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and kill -9, which are of Unix")
@@ -172,6 +173,26 @@ def test_random_numbers_go_on(tmp_path: Path) -> None:
     with pytest.raises(InterruptedError):
         train("twice", Breaks())
     assert torch.equal(train("twice"), train("once"))
+
+
+def test_steps_that_the_scaler_skips(tmp_path: Path) -> None:
+    """The loss is so large that the first steps overflow in float16; what they collected is no part of a later step."""
+    config = resolve("photos", [*SETTINGS, "steps=9", "save_every=1", "log_every=1"])
+    crops = RandomCrops([pixels(24, 32)], size=config.crop, batch=config.batch, seed=0)
+
+    def train(name: str, *watchers: Watcher) -> str:
+        (tmp_path / name).mkdir(exist_ok=True)
+        torch.manual_seed(0)
+        model = config.model.build(seed=0)
+        fit(model, crops, 1e-4, config, tmp_path / name, Hardware("cpu", "fp16"), watchers)
+        return sha(tmp_path / name)
+
+    with pytest.raises(InterruptedError):
+        train("twice", Breaks())
+    with safe_open(tmp_path / "twice" / "checkpoints" / "00000003.safetensors", framework="pt") as file:
+        assert json.loads(file.metadata()["scaler"])["scale"] < 65536, "no step was skipped: this test shows nothing"
+        assert int(file.get_tensor("model.quantizer.quantizer.steps")) < 3
+    assert train("twice") == train("once")
 
 
 # --- a full disk --------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from torch import Tensor
 from vqkit.data import RandomCrops
 from vqkit.data.loading import load
 from vqkit.models import VQVAE
-from vqkit.quantizers import attach, start
+from vqkit.quantizers import attach, discard, start
 from vqkit.training.checkpoints import Checkpoints
 from vqkit.training.config import Config
 from vqkit.training.hardware import Hardware
@@ -71,6 +71,8 @@ def fit(
             window.add(step + 1, losses, indices, len(x))
             scaler.step(optimizer)
             scaler.update()
+            if scaler.is_enabled():  # of a step that it skipped the statistics wait still, and no checkpoint holds them
+                discard(model)
 
             taken = step + 1
             last = taken == config.steps or interrupted()
