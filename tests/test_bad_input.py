@@ -279,6 +279,12 @@ def test_a_model_without_its_training(tmp_path: Path, images: Path, capsys: Capt
     expect(call(capsys, "train", "--resume", run), FAILURE, run, "config.json")
 
 
+def test_two_runs_of_different_kinds(trained: Path, tmp_path: Path, capsys: Capture) -> None:
+    gray = tmp_path / "gray run"
+    assert call(capsys, "train", write_images(tmp_path / "gray", channels=1), "--out", gray, *TINY).code == 0
+    expect(call(capsys, "report", trained, gray), FAILURE, trained, gray, "of 3 channels", "of 1")
+
+
 def test_a_metrics_file_that_was_altered(trained: Path, capsys: Capture) -> None:
     with (trained / "metrics.jsonl").open("ab") as file:
         file.write(b'5\n{"step": 9}\n{"step": 10, "loss\n\xff\xfe\n')

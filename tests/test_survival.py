@@ -64,7 +64,7 @@ def test_images_may_move(place: Path, stopped: Path, tmp_path: Path) -> None:
     config = json.loads((run / "config.json").read_text(encoding="utf-8"))
     (run / "config.json").write_text(json.dumps({**config, "data": str(tmp_path / "gone")}), encoding="utf-8")
     said = vqkit(tmp_path, "train", "--resume", run)
-    assert said.code == 2 and f"{tmp_path / 'gone'}, which is gone: name the DATA" in said.err
+    assert said.code == 2 and f"{tmp_path / 'gone'}, which is gone: vqkit train --resume {run} DATA" in said.err
     said = vqkit(tmp_path, "train", "moved", "--resume", "run")
     assert said.code == 0 and said.err == ""
     require_same(run, place)

@@ -16,6 +16,8 @@ def main() -> None:
             raise
         print(f"vqkit: {error.name.partition('.')[0]} is not installed: pip install 'vqkit[train]'", file=sys.stderr)
         sys.exit(1)
+    except KeyboardInterrupt:  # imports take half a second
+        sys.exit(130)
     sys.exit(run(sys.argv[1:]))
 
 

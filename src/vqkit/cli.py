@@ -182,8 +182,8 @@ def run(arguments: Sequence[str]) -> int:
         with warnings.catch_warnings():
             warnings.showwarning = _warn  # type: ignore[assignment]  # the rest of its arguments is the place
             return _command([argument for argument in arguments if argument != "--debug"])
-    except KeyboardInterrupt:
-        return _fail("interrupted", _INTERRUPTED)
+    except KeyboardInterrupt as error:
+        return _fail("; ".join(["interrupted", *map(str, error.args)]), _INTERRUPTED)
     except Exception as error:
         if debug:
             raise

@@ -24,6 +24,10 @@ _NONE = 2**62  # above every index
 _ROUNDING = {dtype: (torch.finfo(dtype).eps, torch.finfo(dtype).tiny) for dtype in (torch.float32, torch.float64)}
 
 
+class NotFinite(ValueError):
+    """A vector or a code holds NaN or infinity."""
+
+
 def nearest_codes(z: Float[Tensor, "... dim"], codebook: Float[Tensor, "codes dim"]) -> Int[Tensor, "..."]:
     """The index of the nearest row of ``codebook`` for each vector of ``z``.
 
@@ -175,14 +179,14 @@ def _finite_rows(z_ND: Tensor, codebook_KD: Tensor, rows_M: Tensor, indices_N: T
     on_cpu = z_ND.device.type == "cpu"
     if on_cpu and not bool(finite_M.all()):
         row = int(rows_M[~finite_M][0])
-        raise ValueError(
+        raise NotFinite(
             f"z holds NaN or infinity in {int((~finite_M).sum())} of {len(z_ND)} vectors (the first is vector {row} of "
             "the flattened batch); every vector must be finite. Lower the learning rate, clip gradients, or mask such "
             "positions with mask=."
         )
     if on_cpu and not bool(torch.isfinite(codebook_KD).all()):
         row = int((~torch.isfinite(codebook_KD).all(1)).nonzero()[0, 0])
-        raise ValueError(
+        raise NotFinite(
             f"codebook holds NaN or infinity in row {row}; every code must be finite: reload or restart it."
         )
     indices_N[rows_M[~finite_M]] = 0

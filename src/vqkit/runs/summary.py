@@ -42,7 +42,10 @@ def images_of_run(directory: Path) -> Images:
         raise ValueError(f"{directory} holds a model without its training: name a run that vqkit train left, or DATA.")
     source = entries["data"]
     if source is not None and not os.path.exists(source):
-        raise FileNotFoundError(f"{directory} was trained on {source}, which is gone: name the DATA as well.")
+        raise FileNotFoundError(
+            f"{directory} was trained on {source}, which is gone: vqkit train --resume {directory} DATA keeps the new "
+            f"place, vqkit eval {directory} DATA measures on any."
+        )
     return open_images(source)
 
 
@@ -55,6 +58,11 @@ def report_runs(run: str | os.PathLike[str], second: str | os.PathLike[str] | No
         write_report(page, _measured(first, images))
         return page
     other = Path(second)
+    kinds = [read_config(directory).get("model", {}).get("channels") for directory in (first, other)]
+    if kinds[0] != kinds[1]:
+        raise ValueError(
+            f"{first} has images of {kinds[0]} channels and {other} of {kinds[1]}: compare runs of one kind."
+        )
     page = first / f"report-beside-{other.resolve().name}.html"
     write_comparison(page, _measured(first, images), _measured(other, images))
     return page

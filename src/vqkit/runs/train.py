@@ -204,6 +204,8 @@ def carry_out(plan: Plan, watchers: Sequence[Watcher] = ()) -> Run:
             raise Diverged(f"{error}; {_go_on(directory, lower)}") from error
         except OSError as error:
             raise OSError(f"{_said(error)}; {_go_on(directory)}") from error
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(_go_on(directory)) from None
         finally:
             for watcher in watchers:
                 watcher.close()

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from vqkit.data import RandomCrops
 from vqkit.data.loading import load
+from vqkit.functional.search import NotFinite
 from vqkit.models import VQVAE
 from vqkit.quantizers import attach, discard, start
 from vqkit.training.checkpoints import Checkpoints
@@ -66,8 +67,8 @@ def fit(
             optimizer.zero_grad()
             try:
                 losses, indices, x_hat = _backward(forward, x, variance, config, hardware, scaler)
-            except ValueError as error:  # the search found NaN among the encoder's outputs
-                raise Diverged(f"step {step + 1}: {error}") from error
+            except NotFinite as error:
+                raise Diverged(f"step {step + 1}: the encoder's outputs, or codes, are no longer finite") from error
             window.add(step + 1, losses, indices, len(x))
             scaler.step(optimizer)
             scaler.update()
