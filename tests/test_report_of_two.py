@@ -112,8 +112,8 @@ def test_the_same_image_stands_in_one_line_and_the_nearer_is_named():
     other = [restored(b, 20.0), restored(a, 30.0), restored(d, 27.31200001)]
     text = render_comparison(*pair({"comparisons": [a, b, c, d]}, {"comparisons": other}))
     assert lines(text) == [
-        ["a, original", "a, one · 27.31 dB", "a, two · 30 dB · nearer"],
-        ["b, original", "b, one · 27.31 dB · nearer", "b, two · 20 dB"],
+        ["a, original", "a, one · 27.31 dB", "a, two · 30.00 dB · nearer"],
+        ["b, original", "b, one · 27.31 dB · nearer", "b, two · 20.00 dB"],
         ["d, original", "d, one · 27.31 dB", "d, two · 27.31 dB"],
     ]
     words = Text(text).words

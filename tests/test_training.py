@@ -194,7 +194,9 @@ def test_an_interrupt_ends_the_loop_after_its_step(tmp_path: Path) -> None:
 
     def interrupt(row: Row) -> None:
         if row["step"] == 2:
+            assert signal.getsignal(signal.SIGINT) is not handler
             signal.raise_signal(signal.SIGINT)
+            assert signal.getsignal(signal.SIGINT) is handler, "a second one would not end the program"
 
     config = replace(CONFIG, steps=1000)
     assert fit(config.model.build(seed=0), crops(), 1.0, config, tmp_path, watchers=[Rows(interrupt)]) in (2, 3)
@@ -231,23 +233,17 @@ def test_four_parts_of_a_batch_learn_what_the_whole_learns(update: vqkit.EMA | v
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_half_precision_learns_what_float32_learns(precision: str, tmp_path: Path) -> None:
-    config = replace(CONFIG, steps=40, batch=8, log_every=20, schedule=Constant(), learning_rate=3e-3)
-    heard = {}
+    config = replace(CONFIG, steps=40, batch=8, log_every=20, schedule=Constant(), learning_rate=1e-3)
+    losses = {}
     for name in ("float32", precision):
         torch.manual_seed(0)
-        heard[name] = Rows()
-        fit(
-            config.model.build(seed=0),
-            crops(config),
-            0.1,
-            config,
-            tmp_path / name,
-            Hardware("cpu", name),
-            [heard[name]],
-        )
-    first, last = heard[precision].rows
-    assert last["loss"] == pytest.approx(heard["float32"].rows[-1]["loss"], rel=0.05)
-    assert last["loss"] < 0.8 * first["loss"] and last["loss"] != heard["float32"].rows[-1]["loss"]
+        model, heard = config.model.build(seed=0), Rows()
+        fit(model, crops(config), 0.1, config, tmp_path / name, Hardware("cpu", name), [heard])
+        losses[name] = [row["loss"] for row in heard.rows]
+    (first, last), wide = losses[precision], losses["float32"][0]
+    # Over 20 steps: three seeds on one and two threads were within 0.7 %. Later a rounding may choose another code.
+    assert first == pytest.approx(wide, rel=0.02) and first != wide
+    assert last < 0.6 * first
 
 
 @pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler: install g++ or clang")

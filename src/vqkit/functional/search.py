@@ -108,7 +108,7 @@ def _nearest_codes(z_ND: Tensor, codebook_KD: Tensor) -> Tensor:
         with torch.autocast(device, enabled=False):
             return _nearest_codes(z_ND, codebook_KD)
     double = z_ND.dtype == torch.float64 or codebook_KD.dtype == torch.float64 or not _products_are_float32()
-    work = torch.float64 if double else torch.float32
+    work = torch.float64 if double and device != "mps" else torch.float32  # which has no float64
     z_ND, codebook_KD = z_ND.to(work), codebook_KD.to(work)
     indices_N, rows_M = _score(z_ND, codebook_KD)
     if 16 * rows_M.numel() > len(z_ND):  # far from the origin, where squares dwarf distances

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
-from vqkit.pages import Section, encode_within, image_row, number, tag
+from vqkit.pages import Section, encode_within, image_row, tag
 
 if TYPE_CHECKING:
     from jaxtyping import UInt8
@@ -28,7 +28,7 @@ class Comparison(NamedTuple):
 
     @property
     def quality(self) -> str:
-        return "exact" if self.psnr == np.inf else f"{number(float(self.psnr))} dB"
+        return "exact" if self.psnr == np.inf else f"{self.psnr:.2f} dB"
 
 
 def comparisons(runs: Mapping[str, Sequence[Comparison]], most_bytes: int) -> Section:

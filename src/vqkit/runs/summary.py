@@ -108,7 +108,7 @@ def summarise(
     }
     return RunSummary(
         name=str(directory),
-        title="A VQ-VAE and its codes",
+        title=f"A VQ-VAE and its codes: {directory.resolve().name}",
         subtitle=f"Measured on {images.description}: errors on {measured} images, codes counted over training images.",
         config={"training": entries["training"], "model": entries["model"]},
         metrics=rows,

@@ -17,7 +17,7 @@ import torch
 from filelock import FileLock, Timeout
 
 import vqkit
-from vqkit.data import Images, RandomCrops, open_images
+from vqkit.data import DataError, Images, RandomCrops, open_images
 from vqkit.data.loading import workers_for
 from vqkit.models import VQVAE, ModelConfig
 from vqkit.models.storage import FORMAT, read_config, write_json
@@ -204,6 +204,9 @@ def carry_out(plan: Plan, watchers: Sequence[Watcher] = ()) -> Run:
             raise Diverged(f"{error}; {_go_on(directory, lower)}") from error
         except OSError as error:
             raise OSError(f"{_said(error)}; {_go_on(directory)}") from error
+        except (RuntimeError, DataError) as error:
+            said = str(error).strip().rpartition("DataError: ")[2]  # one of a worker comes with its traceback before it
+            raise RuntimeError(f"{said}; {_go_on(directory)}") from error
         except KeyboardInterrupt:
             raise KeyboardInterrupt(_go_on(directory)) from None
         finally:

@@ -22,7 +22,7 @@ _KEPT = 2
 class Checkpoints:
     """The last two checkpoints of a run, ``DIRECTORY/checkpoints/STEP.safetensors``.
 
-    A file holds the model's state, the optimizer's and the random generators'; its metadata the step, the gradient
+    A file holds the model's state, the optimizer's and the random generator's; its metadata the step, the gradient
     scaler's numbers, and a SHA-256 of it all, so that a file that was cut or altered is recognised.
     """
 
@@ -65,7 +65,7 @@ class Checkpoints:
             except (SafetensorError, KeyError, json.JSONDecodeError) as error:
                 path.rename(path.with_suffix(".damaged"))
                 warnings.warn(
-                    f"{path} is damaged ({error}) and was set aside: going on from the one before it.",
+                    f"{path} is damaged ({error}) and was set aside: going on from the one before, or the beginning.",
                     RuntimeWarning,
                     stacklevel=2,
                 )
@@ -84,8 +84,6 @@ class Checkpoints:
         for index, memory in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in memory.items()}
         tensors["random.cpu"] = torch.get_rng_state()
-        if torch.cuda.is_available():
-            tensors["random.cuda"] = torch.cuda.get_rng_state()
         return tensors
 
     def _load(self, path: Path, tensors: dict[str, Tensor]) -> None:
@@ -108,8 +106,6 @@ class Checkpoints:
             memories.setdefault(int(index), {})[what] = laid_out
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": memories})
         torch.set_rng_state(parts["random"]["cpu"])
-        if torch.cuda.is_available() and "cuda" in parts["random"]:
-            torch.cuda.set_rng_state(parts["random"]["cuda"])
 
 
 def last_step(directory: Path) -> int:

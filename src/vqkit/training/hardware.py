@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from dataclasses import dataclass, field
 
 import torch
 
+_COMPILERS = ("g++", "clang++")
 _DTYPES = {"float32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def best_device() -> str:
-    """``cuda`` where PyTorch sees such a GPU, else ``mps``, else ``cpu``."""
-    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    """``cuda`` where PyTorch sees such a GPU, else ``cpu``; ``mps`` is there for those who ask for it."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,14 @@ class Hardware:
             raise ValueError(f"device is {self.device!r}; PyTorch can compute here on {', '.join(known)}.")
         if self.precision not in _DTYPES:
             raise ValueError(f"precision is {self.precision!r}; it must be one of {', '.join(_DTYPES)}.")
+        if (
+            self.compile
+            and self.kind == "cpu"
+            and not any(map(shutil.which, (os.environ.get("CXX", "c++"), *_COMPILERS)))
+        ):
+            raise ValueError(
+                "compile needs a C++ compiler, and none is on the PATH: install g++ or clang, or do without."
+            )
         if self.workers is not None and not (isinstance(self.workers, int) and self.workers >= 0):
             raise ValueError(f"workers is {self.workers!r}; it must be a number of processes, 0 or more.")
 
