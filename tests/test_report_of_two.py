@@ -124,7 +124,7 @@ def test_the_same_image_stands_in_one_line_and_the_nearer_is_named():
     }
     np.testing.assert_array_equal(shown["a, original"], a.original)
     np.testing.assert_array_equal(shown["b, one · 27.31 dB · nearer"], b.reconstruction)
-    np.testing.assert_array_equal(shown["b, two · 20 dB"], other[0].reconstruction)
+    np.testing.assert_array_equal(shown["b, two · 20.00 dB"], other[0].reconstruction)
 
 
 def test_images_that_differ_under_one_name_are_not_compared():
