@@ -188,6 +188,7 @@ def test_bad_files_among_good_ones_are_skipped_and_named(tmp_path: Path) -> None
     (tmp_path / "half.png").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "text.jpg").write_text("no image")
     Image.fromarray(PHOTO).save(tmp_path / "exif.png", exif=b"Exif\0\0no such thing")  # Pillow: SyntaxError
+    Image.fromarray(PHOTO).save(tmp_path / "script.eps")
     (tmp_path / "empty.png").touch()
     (tmp_path / "bomb1.png").write_bytes(png_without_pixels(10_000, 10_000))  # Pillow only warns
     (tmp_path / "bomb2.png").write_bytes(png_without_pixels(100_000, 100_000))  # Pillow raises
@@ -195,17 +196,19 @@ def test_bad_files_among_good_ones_are_skipped_and_named(tmp_path: Path) -> None
     os.mkfifo(tmp_path / "pipe.png")  # opening it would never return
     (tmp_path / "badname-").with_name(os.fsdecode(b"\xff.png")).write_bytes(whole)
     images = open_images(tmp_path)
-    assert images.names == ("good.png", "\ufffd.png")
+    assert images.names == ("\\udcff.png", "good.png")
     reasons = dict(images.skipped)
     assert sorted(reasons) == [
-        "bomb1.png", "bomb2.png", "dangling.png", "empty.png", "exif.png", "half.png", "pipe.png", "text.jpg"
+        "bomb1.png", "bomb2.png", "dangling.png", "empty.png", "exif.png", "half.png", "pipe.png", "script.eps",
+        "text.jpg",
     ]  # fmt: skip
     assert "89,478,485 pixels" in reasons["bomb1.png"] and "89,478,485 pixels" in reasons["bomb2.png"]
     assert "cannot be decoded: " in reasons["half.png"] and "truncated" in reasons["half.png"]
     assert reasons["exif.png"].startswith("cannot be decoded: not a TIFF file")
     assert reasons["text.jpg"] == reasons["empty.png"] == "not an image that Pillow can open"
+    assert reasons["script.eps"].startswith("PostScript is a program")
     assert "broken link" in reasons["dangling.png"] and "no regular file" in reasons["pipe.png"]
-    assert images.description.endswith("2 RGB images, 0 more held out, 8 other files skipped")
+    assert images.description.endswith("2 RGB images, 0 more held out, 9 other files skipped")
     for name, reason in images.skipped:
         if name not in ("dangling.png", "pipe.png"):
             fails(tmp_path / name, str(tmp_path / name), reason)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vqkit.data.files import DataError, one_line, over_white
+from vqkit.data.files import DataError, one_line, over_white, refuse_bomb
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -77,10 +77,6 @@ def images_of(array: np.ndarray, source: object) -> list[UInt8[np.ndarray, "H W 
             f"{source}: shape {shape} is none of (N, H, W), (N, H, W, C), (N, C, H, W), (H, W, C) with C "
             f"1 or 3 (or, last, 4: with alpha); reshape it, one gray image to (H, W, 1)"
         )
-    return _converted(array, source)
-
-
-def _converted(array: np.ndarray, source: object) -> list[UInt8[np.ndarray, "H W C"]]:
     pixels = array if array.dtype == np.uint8 else _to_uint8(array, source)
     return [over_white(image) if image.shape[-1] == 4 else image for image in pixels]
 
@@ -114,39 +110,38 @@ def read_idx(path: Path) -> list[UInt8[np.ndarray, "H W C"]]:
     the values. (LeCun, Cortes, Burges: The MNIST database of handwritten digits, section "File formats".)
     """
     try:
-        with path.open("rb") as file:
-            packed = (
-                file.read(2) == b"\x1f\x8b"
-            )  # By its content: browsers unpack a .gz on download and leave its name.
+        with path.open("rb") as file:  # By its content: browsers unpack a .gz on download and leave its name.
+            packed = file.read(2) == b"\x1f\x8b"
         with gzip.open(path) if packed else path.open("rb") as file:
-            shape = _idx_shape(file, path)
-            size = math.prod(shape)
-            data = bytearray()
-            # In pieces, for a header may promise anything; and one byte more, behind which stands the checksum.
-            while piece := file.read(min(2**24, size + 1 - len(data))):
-                data += piece
+            array = _idx_array(file, path.stat().st_size)
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from None
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path}: cannot be read ({one_line(error)}); download the file again") from None
-    if not size:
-        raise DataError(f"{path}: shape {shape} is empty; expected at least one image")
-    if len(data) != size:
-        found = f"{len(data):,}{' or more' if len(data) > size else ''}"
-        raise DataError(f"{path}: shape {shape} needs {size:,} bytes, {found} came; download the file again")
-    array = np.frombuffer(data, np.uint8).reshape(shape)
-    return _converted(array[..., None], path) if len(shape) == 3 else images_of(array, path)
+    return list(array[..., None]) if array.ndim == 3 else images_of(array, path)
 
 
-def _idx_shape(file: Any, path: Path) -> tuple[int, ...]:
+def _idx_array(file: Any, packed: int) -> UInt8[np.ndarray, "..."]:
+    """The array; of a fault it raises `DataError` without the path."""
     start = file.read(4)
     if len(start) < 4 or start[:2] != b"\0\0" or start[2] not in _IDX_TYPES:
-        raise DataError(f"{path}: starts with {start.hex(' ') or 'nothing'}, no idx header; check the file")
+        raise DataError(f"starts with {start.hex(' ') or 'nothing'}, no idx header; check the file")
     kind, dimensions = _IDX_TYPES[start[2]], start[3]
     if kind != "uint8" or dimensions not in (3, 4):
         raise DataError(
-            f"{path}: holds {kind} in {dimensions} dimensions, expected uint8 in 3 or 4; "
+            f"holds {kind} in {dimensions} dimensions, expected uint8 in 3 or 4; "
             f"one dimension is labels: give the file of the images"
         )
     sides = file.read(4 * dimensions)
     if len(sides) < 4 * dimensions:
-        raise DataError(f"{path}: ends inside its header; download the file again")
-    return struct.unpack(f">{dimensions}I", sides)
+        raise DataError("ends inside its header; download the file again")
+    shape = struct.unpack(f">{dimensions}I", sides)
+    size = math.prod(shape)
+    if not size:
+        raise DataError(f"shape {shape} is empty; expected at least one image")
+    refuse_bomb(size, packed)  # a header may promise anything
+    data = file.read(size + 1)  # one byte more, behind which stands the checksum
+    if len(data) != size:
+        found = f"{len(data):,}{' or more' if len(data) > size else ''}"
+        raise DataError(f"shape {shape} needs {size:,} bytes, {found} came; download the file again")
+    return np.frombuffer(data, np.uint8).reshape(shape)

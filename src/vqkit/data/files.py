@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from jaxtyping import UInt8
     from PIL import Image as PillowImage
 
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\ud800-\udfff]")
 Read = Callable[[], Any]  # opens the bytes of one image, as often as it is called and in any process
 
 
@@ -26,7 +28,21 @@ class NoSuchPath(DataError, FileNotFoundError):
 
 def one_line(error: Exception) -> str:
     """What another library's exception says, for a place inside a `DataError`."""
-    return " ".join(str(error).split()) or type(error).__name__
+    return printable(" ".join(str(error).split())) or type(error).__name__
+
+
+def printable(name: str) -> str:
+    """A name with escapes for what would break a line, command a terminal, or stands for bytes that are no UTF-8."""
+    return _UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], name)
+
+
+def refuse_bomb(unpacked: int, packed: int) -> None:
+    """Raises `DataError` where this many bytes cannot have become that many with images in them."""
+    # Photos hardly shrink, flat drawings 50 times, bombs 1,000 times.
+    if unpacked > 64 * 2**20 + 100 * packed:
+        raise DataError(
+            f"{packed:,} bytes unpack to {unpacked:,} or more: a decompression bomb; unpack it yourself if you trust it"
+        )
 
 
 @contextmanager
@@ -46,6 +62,8 @@ def opened(read: Read) -> Iterator[PillowImage.Image]:
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with read() as file, Image.open(file) as image:
+                if image.format == "EPS":
+                    raise DataError("PostScript is a program, which Pillow would run by Ghostscript; save a PNG")
                 yield image
     except DataError:
         raise
@@ -83,21 +101,23 @@ def pixels_of(image: PillowImage.Image) -> UInt8[np.ndarray, "H W C"]:
     from PIL import ImageOps
 
     ImageOps.exif_transpose(image, in_place=True)
+    channels = channels_of(image)
     # Pillow holds 16-bit gray as I;16, but that of PGM, and in older versions that of PNG, as 32-bit I.
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
-        return ((np.asarray(image).astype(np.uint32) + 128) // 257).astype(np.uint8)[..., None]
-    if image.mode == "I":
+        pixels = ((np.asarray(image).astype(np.uint32) + 128) // 257).astype(np.uint8)
+    elif image.mode == "I":
         raise DataError("32-bit integers (mode I) have no known range; save 8 bits per channel")
-    if image.mode == "F":
+    elif image.mode == "F":
         values = np.asarray(image)
         low, high = float(values.min()), float(values.max())
         if not (low >= 0 and high <= 1):  # NaN, if there is any, is both
             raise DataError(f"32-bit floats from {low:g} to {high:g}, expected 0 to 1; rescale them, or save 8 bits")
-        return np.rint(255 * values).astype(np.uint8)[..., None]
-    channels = channels_of(image)
-    if image.mode in ("LA", "PA", "RGBA", "RGBa") or "transparency" in image.info:
-        return over_white(np.asarray(image.convert("RGBA")))[..., :channels]
-    pixels = np.array(image.convert("L" if channels == 1 else "RGB"))
+        pixels = np.rint(255 * values).astype(np.uint8)
+    elif image.mode in ("LA", "PA", "RGBA", "RGBa") or "transparency" in image.info:
+        pixels = over_white(np.asarray(image.convert("RGBA")))[..., :channels]
+    else:
+        mode = "L" if channels == 1 else "RGB"
+        pixels = np.asarray(image if image.mode == mode else image.convert(mode))
     return pixels.reshape(image.height, image.width, channels)
 
 

@@ -34,7 +34,9 @@ def dataset_entries(folder: Path) -> tuple[list[Entry], list[Entry]]:
     try:
         loaded = datasets.load_from_disk(str(folder))
     except Exception as error:  # nearly anything, where files are missing or damaged
-        raise DataError(f"{folder}: no dataset can be loaded ({one_line(error)}); save it again") from None
+        raise DataError(
+            f"{folder}: no dataset can be loaded ({one_line(error)}); it is damaged or empty: save it again"
+        ) from None
     if not isinstance(loaded, datasets.DatasetDict):
         return _rows(loaded, folder, folder.name), []
     if "train" not in loaded:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple, overload
 
 import numpy as np
 
-from vqkit.data.files import DataError, Read, channels_of, opened, pixels_of, shape_of
+from vqkit.data.files import DataError, Read, channels_of, opened, pixels_of, printable, shape_of
 
 if TYPE_CHECKING:
     from jaxtyping import Int, UInt8
@@ -132,8 +131,3 @@ def gather(
         else:
             pictures.append(Picture(name, shape, later(read) if later else read))
     return pictures, skipped
-
-
-def printable(name: str) -> str:
-    """A name without the lone surrogates that stand for bytes that are no UTF-8; no page could hold them."""
-    return os.fsencode(name).decode("utf-8", "replace")

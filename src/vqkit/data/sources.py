@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.util import find_spec
@@ -15,9 +15,9 @@ import numpy as np
 
 from vqkit.data.archives import ARCHIVE_NAME, read_archive
 from vqkit.data.arrays import read_idx, read_npy
-from vqkit.data.files import DataError, NoSuchPath
+from vqkit.data.files import DataError, NoSuchPath, printable
 from vqkit.data.hub import dataset_entries, is_dataset
-from vqkit.data.pictures import Entry, Picture, Pictures, Skipped, gather, printable
+from vqkit.data.pictures import Entry, Picture, Pictures, Skipped, gather
 
 _IDX_NAME = re.compile(r"(-ubyte|\.idx\d?)(\.gz)?$", re.IGNORECASE)
 _KINDS = "DATA is a folder of images, an image, a .zip or .tar, a .npy, .npz or idx file, or a saved dataset"
@@ -166,25 +166,23 @@ def _bundled(photos: Mapping[str, str]) -> list[Entry]:
 
 
 def _files(folder: Path) -> list[Entry]:
-    return [(name, fault or partial(open, folder / name, "rb")) for name, fault in sorted(_walk(folder))]
-
-
-def _walk(folder: Path) -> Iterator[tuple[str, str]]:
-    """Every visible file below, as its relative path and why it cannot be opened, if that is known."""
+    """Every visible file below, by its relative path, and how to open it or why that cannot be."""
     unlisted: list[OSError] = []
-    seen = {folder.resolve()}
+    entries: list[Entry] = []
+    seen = {os.path.realpath(folder)}
     for place, folders, files in os.walk(folder, followlinks=True, onerror=unlisted.append):
         here, folders[:] = sorted(name for name in folders if not name.startswith(".")), []
         for name in here:
             # A link may lead back up, or to a place that is read under another name.
-            if (target := Path(place, name).resolve()) not in seen:
+            if (target := os.path.realpath(os.path.join(place, name))) not in seen:
                 seen.add(target)
                 folders.append(name)
-        for path in (Path(place, name) for name in files if not name.startswith(".")):
+        for path in (os.path.join(place, name) for name in files if not name.startswith(".")):
             # Opening a named pipe would wait forever.
-            yield str(path.relative_to(folder)), "" if path.is_file() else "a broken link or no regular file"
-    for error in unlisted:
-        yield str(Path(error.filename).relative_to(folder)), f"cannot be listed: {error.strerror}"
+            read = partial(open, path, "rb") if os.path.isfile(path) else "a broken link or no regular file"
+            entries.append((os.path.relpath(path, folder), read))
+    entries += [(os.path.relpath(error.filename, folder), f"cannot be listed: {error.strerror}") for error in unlisted]
+    return sorted(entries, key=lambda entry: printable(entry[0]))
 
 
 def _images(
