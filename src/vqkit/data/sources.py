@@ -199,8 +199,8 @@ def _images(
     images, others = together.where(np.logical_not(held_out)), together.where(held_out)
     if not images:
         raise DataError(f"{source}: all {len(others)} images are held out, none is left to train on")
-    description = (
-        f"{printable(source)}: {len(images)} {'gray' if together.channels == 1 else 'RGB'} images, "
-        f"{len(others)} more held out, {len(skipped)} other files skipped"
-    )
+    kind = f"{'gray' if together.channels == 1 else 'RGB'} image{'s' if len(images) > 1 else ''}"
+    description = f"{printable(source)}: {len(images)} {kind}"
+    description += f", {len(others)} more held out" if len(others) else ""
+    description += f", {len(skipped)} other file{'s' if len(skipped) > 1 else ''} skipped" if skipped else ""
     return Images(images, others, tuple(skipped), description)

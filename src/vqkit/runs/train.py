@@ -156,6 +156,8 @@ def resume(
         raise Slip(f"--set {' '.join(settings)} changes the model of {directory}, which is trained already.")
     if changed.steps < (done := last_step(directory)):
         raise Slip(f"steps is {changed.steps}, but {directory} has {done} already: ask for more, or leave it out.")
+    with _locked(directory):  # a process that is training there is told of before the data are read
+        pass
     images = images_of_run(directory) if data is None else open_images(data)
     if images.fingerprint != fingerprint:
         raise ValueError(
