@@ -374,3 +374,9 @@ def test_without_a_package_the_extra_is_named(tmp_path: Path, images: Path, pack
     said = process(package, "train", images, "--out", tmp_path / "run", *TINY, code=WITHOUT)
     expect(said, FAILURE, package, "pip install 'vqkit[train]'")
     assert not (tmp_path / "run").exists(), "found out too late"
+
+
+def test_without_tensorboard_its_extra_is_named(tmp_path: Path, images: Path) -> None:
+    arguments = ("train", images, "--out", tmp_path / "run", "--tensorboard", *TINY)
+    expect(process("tensorboard", *arguments, code=WITHOUT), USAGE, "pip install 'vqkit[tensorboard]'")
+    assert not (tmp_path / "run").exists(), "found out too late"

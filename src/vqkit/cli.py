@@ -7,6 +7,7 @@ import shlex
 import sys
 import warnings
 from collections.abc import Sequence
+from importlib import import_module
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
@@ -63,6 +64,11 @@ def train(
     from vqkit import runs
     from vqkit.training import Hardware, Watcher, progress_for, resolve
 
+    if tensorboard:
+        try:
+            import_module("tensorboard")
+        except ImportError:
+            raise UsageError("--tensorboard needs a package: pip install 'vqkit[tensorboard]'") from None
     changes = [setting for group in settings for setting in group]
     changes += [] if steps is None else [f"steps={steps}"]
     processes = None if workers is None else int(workers) if workers.isdecimal() else workers
