@@ -217,7 +217,7 @@ def test_info(capsys: Capture) -> None:
 @pytest.mark.parametrize(
     ("command", "words"),
     [
-        ((), ["{train,eval,reconstruct,report,info}", "--debug"]),
+        ((), ["{train,eval,reconstruct,report,explain,trace,audit,info}", "--debug"]),
         (
             ("train",),
             ["[DATA]", "--recipe NAME", "--out DIR", "--steps N", "--set KEY=VALUE ...", "--resume DIR", "cifar10"],
@@ -234,4 +234,4 @@ def test_help(capsys: Capture, monkeypatch: pytest.MonkeyPatch, command: tuple[s
     assert said.code == 0 and said.err == ""
     for word in (*words, "usage: vqkit"):
         assert word in said.out
-    assert "None" not in said.out and "{" not in said.out.replace("{train,eval,reconstruct,report,info}", "")
+    assert "None" not in said.out and "{" not in said.out.replace("{train,eval,reconstruct,report,explain,trace,audit,info}", "")

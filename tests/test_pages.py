@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 import re
 from html.parser import HTMLParser
@@ -161,6 +162,26 @@ def test_hostile_text_stays_text(text):
     assert [a.keys() for _, a in hostile.elements] == [a.keys() for _, a in plain.elements]
     assert hostile.named("img")[0]["alt"] == f"{text}, {text}"
     assert "".join(hostile.words).count(text) == "".join(plain.words).count("text")
+
+
+def test_a_script_is_allowed_by_its_hash_alone():
+    script, style = "const a = 1 < 2 && 'β';\n", "b{color:red}"
+    text = page("t", [Section("a", [], name="here"), Section("b", [])], "s", Html(""), script, style)
+    tree = Tree(text)
+    policy = [m["content"] for m in tree.named("meta") if m.get("http-equiv") == "Content-Security-Policy"]
+    plain = Tree(whole_page())
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert policy == [f"{plain.named('meta')[1]['content']}; script-src 'sha256-{digest}'"]
+    assert text.count(f"<script>{script}</script>") == 1
+    assert text.index(style) < text.index("</style>")
+    assert [section["id"] for section in tree.named("section")] == ["here", "s2"]
+    assert [link["href"] for link in tree.named("a")] == ["#here", "#s2"]
+
+
+@pytest.mark.parametrize("end", ["</script>", "</SCRIPT ", "<!-- "])
+def test_a_script_that_html_would_end_early_is_refused(end):
+    with pytest.raises(ValueError, match=f"script contains '{end.strip().rstrip('>')}"):
+        page("t", [], "s", Html(""), f"const a = '{end}'")
 
 
 def test_markup_is_escaped_once_and_html_not_again():

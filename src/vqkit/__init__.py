@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from vqkit.codebooks import Usage as Usage
     from vqkit.functional.estimators import RotationTrick as RotationTrick
     from vqkit.functional.estimators import StraightThrough as StraightThrough
+    from vqkit.gradients.audit import audit as audit
+    from vqkit.gradients.trace import trace as trace
     from vqkit.models import VQVAE as VQVAE
     from vqkit.quantizers import ChannelsFirst as ChannelsFirst
     from vqkit.quantizers import Losses as Losses
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
     from vqkit.quantizers import discard as discard
     from vqkit.quantizers import start as start
     from vqkit.quantizers import step as step
-    from vqkit.runs import train as train
+    from vqkit.runs.train import train as train
     from vqkit.training import Config as Config
 
 _HOMES = {
@@ -45,10 +47,12 @@ _HOMES = {
         ("ChannelsFirst", "Losses", "Quantized", "Quantizer", "VectorQuantizer", "attach", "discard", "start", "step")
     ),
     "vqkit.models": ("VQVAE",),
+    "vqkit.gradients.audit": ("audit",),
+    "vqkit.gradients.trace": ("trace",),
     "vqkit.training": ("Config",),
     "vqkit.runs": ("train",),
 }
-_LAYERS = ("vqkit.codebooks", "vqkit.functional.estimators", "vqkit.quantizers", "vqkit.models")
+_MORE = ("vqkit.training", "vqkit.runs")  # what needs more than PyTorch
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = ["__version__", *_HOME]
@@ -64,7 +68,7 @@ def __getattr__(name: str) -> Any:
         if error.name is None or error.name.startswith("vqkit"):
             raise
         missing = error.name.partition(".")[0]
-        extra = "torch" if missing == "torch" and module in _LAYERS else "train"
+        extra = "torch" if missing == "torch" and module not in _MORE else "train"
         raise ImportError(f"vqkit.{name} needs {missing}: pip install 'vqkit[{extra}]'") from error
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import builtins
 import json
+import os
 import shlex
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -169,6 +171,92 @@ def reconstruct(
     return 0
 
 
+def explain(
+    out: Annotated[str | None, arg(constructor=str, metavar="PAGE.html", aliases=["-o"], help_behavior_hint="")] = None,
+    open: Annotated[bool, arg(help_behavior_hint=""), FlagCreatePairsOff] = False,
+    text: Annotated[bool, arg(help_behavior_hint=""), FlagCreatePairsOff] = False,
+    as_json: Annotated[bool, arg(name="json", help_behavior_hint=""), FlagCreatePairsOff] = False,
+) -> int:
+    """Measure and explain where the gradients of a VQ-VAE go, as an interactive page.
+
+    Args:
+        out: the page to write, which must not exist yet; without it, vqkit-explain.html, or none with --text or --json
+        open: open the page in a browser
+        text: print the tables
+        as_json: print every number as JSON
+    """
+    import webbrowser
+    from pathlib import Path
+
+    from vqkit.gradients.explain.page import explain as measure
+
+    if text and as_json:
+        raise UsageError("--text and --json both print: choose one.")
+    page = "vqkit-explain.html" if out is None and (open or not (text or as_json)) else out
+    if page is not None:
+        _require_new(page)
+    explanation = measure(lambda said: print(f"vqkit: {said}", file=sys.stderr, flush=True))
+    if text or as_json:
+        print(explanation.to_text() if text else json.dumps(explanation.to_json(), indent=2))
+    if page is not None:
+        with builtins.open(page, "x", encoding="utf-8") as file:
+            file.write(explanation.to_page())
+        print(f"the page is {page}", file=sys.stderr if text or as_json else sys.stdout)
+        if open and not webbrowser.open(Path(page).resolve().as_uri()):
+            return _fail(f"no browser could be started; open {page} yourself.", _FAILURE)
+    return 0
+
+
+def trace(
+    run: Positional[Annotated[str, arg(metavar="RUN")]],
+    data: _Data = None,
+    /,
+    as_json: Annotated[bool, arg(name="json", help_behavior_hint=""), FlagCreatePairsOff] = False,
+) -> int:
+    """Show which loss of a trained model reaches which part of it, and how good its straight-through gradient is.
+
+    Args:
+        run: a directory that vqkit train left
+        data: images to measure on; without it, those that the run trained on
+        as_json: print JSON
+    """
+    from vqkit.gradients.of_run import trace_run
+
+    table, moved = trace_run(run, data)
+    print(json.dumps({**table.to_json(), "codebook": moved}, indent=2) if as_json else f"{table}\ncodebook: {moved}")
+    return 0
+
+
+def audit(
+    layer: Positional[Annotated[str, arg(metavar="PACKAGE.MODULE:CLASS")]],
+    /,
+    arguments: Annotated[
+        tuple[tuple[str, ...], ...], UseAppendAction, arg(name="arg", metavar="NAME=VALUE ...", help_behavior_hint="")
+    ] = (),
+    out: Annotated[str | None, arg(constructor=str, metavar="PAGE.html", aliases=["-o"], help_behavior_hint="")] = None,
+    as_json: Annotated[bool, arg(name="json", help_behavior_hint=""), FlagCreatePairsOff] = False,
+) -> int:
+    """Check any PyTorch vector quantizer against the laws; the exit code is 0 where it has no fault, else 1.
+
+    Args:
+        layer: the class of the layer, for example vqkit:VectorQuantizer
+        arguments: what it is built with: --arg dim=64 codebook_size=512
+        out: a page to write as well; it must not exist yet
+        as_json: print JSON
+    """
+    from vqkit.gradients.audit import audit_class
+
+    if out is not None:
+        _require_new(out)
+    found = audit_class(layer, [argument for group in arguments for argument in group])
+    print(json.dumps(found.to_json(), indent=2) if as_json else found)
+    if out is not None:
+        with builtins.open(out, "x", encoding="utf-8") as file:
+            file.write(found.to_page())
+        print(f"the page is {out}", file=sys.stderr)
+    return 0 if found.ok else _FAILURE
+
+
 def info() -> int:
     """Show versions, devices, and which search is active."""
     from vqkit import runs
@@ -176,6 +264,12 @@ def info() -> int:
     for name, value in runs.info().items():
         print(f"{name:8} {value}")
     return 0
+
+
+_COMMANDS: dict[str, Callable[..., int]] = {
+    **{"train": train, "eval": evaluate, "reconstruct": reconstruct, "report": report},
+    **{"explain": explain, "trace": trace, "audit": audit, "info": info},
+}
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -198,14 +292,23 @@ def run(arguments: Sequence[str]) -> int:
 
 def _command(arguments: Sequence[str]) -> int:
     if not arguments:
-        raise UsageError("name a command: train, eval, reconstruct, report or info; vqkit --help says more.")
+        *most, last = _COMMANDS
+        raise UsageError(f"name a command: {', '.join(most)} or {last}; vqkit --help says more.")
     return tyro.extras.subcommand_cli_from_dict(
-        {"train": train, "eval": evaluate, "reconstruct": reconstruct, "report": report, "info": info},
+        _COMMANDS,
         prog="vqkit",
         description="Train, inspect and use vector-quantized autoencoders.\n"
         "Any command takes --debug, which shows the traceback of an error.",
         args=arguments,
     )
+
+
+def _require_new(page: str) -> None:
+    """Said before anything is measured: nothing is overwritten, and what was measured must find a place."""
+    if os.path.lexists(page):
+        raise FileExistsError(f"{page} exists already and is not overwritten: choose another name with -o.")
+    if not os.path.isdir(os.path.dirname(page) or "."):
+        raise FileNotFoundError(f"{os.path.dirname(page)} is no directory to write into: make it first.")
 
 
 def _warn(message: Warning | str, *_: object) -> None:

@@ -63,12 +63,17 @@ Scale = Linear | Log
 
 
 class Series(NamedTuple):
-    """A named line through the points (x, y); x ascending. NaN and infinite y are gaps in the line."""
+    """A named line through the points (x, y); x ascending. NaN and infinite y are gaps in the line.
+
+    Where `low` and `high` are given, as long as y, the band between them is shaded.
+    """
 
     name: str
     x: Sequence[float]
     y: Sequence[float]
     note: str = ""  # in the legend; without one, the last finite value
+    low: Sequence[float] = ()
+    high: Sequence[float] = ()
 
 
 def line_chart(series: Sequence[Series], y_scale: Scale, *, title: str, x_label: str, unit: str = "") -> Html:
@@ -81,7 +86,8 @@ def line_chart(series: Sequence[Series], y_scale: Scale, *, title: str, x_label:
     ys = [np.where(np.abs(y) < 1e100, y, np.nan) for y in ys]
     x_range = _range(np.concatenate(xs), Linear())  # x ends where the data end, as steps or codes do, y at ticks
     x_ticks = [t for t in Linear().ticks(*x_range) if x_range[0] <= t <= x_range[1]]
-    y_ticks = y_scale.ticks(*_range(np.concatenate(ys), y_scale))
+    bands = [np.array([(), ()] if not len(s.low) else [s.low, s.high], np.float64) for s in series]
+    y_ticks = y_scale.ticks(*_range(np.concatenate([*ys, *(band.ravel() for band in bands)]), y_scale))
     y_range = y_scale.place(np.array([y_ticks[0], y_ticks[-1]]))
 
     def across(x: Sequence[float] | np.ndarray) -> np.ndarray:
@@ -90,9 +96,10 @@ def line_chart(series: Sequence[Series], y_scale: Scale, *, title: str, x_label:
     def up(y: Sequence[float] | np.ndarray) -> np.ndarray:
         return np.interp(y_scale.place(np.asarray(y)), y_range, (BOTTOM, TOP))  # NaN stays NaN
 
-    drawn, legend, words = [], [], []
+    drawn: list[Html] = []
+    legend, words = [], []
     for i, (s, x, y) in enumerate(zip(series, xs, ys, strict=True)):
-        drawn += _line(across(x), up(y), f"c{i}")
+        drawn = _band(across(x), up(bands[i]), f"c{i}") + drawn + _line(across(x), up(y), f"c{i}")
         last = [number(float(v)) for v in y[np.isfinite(up(y))][-1:]] or ["no finite value"]
         key, name = (tag("i", {"class": f"key c{i}"}), s.name) if len(series) > 1 else ("", "last")
         legend.append(tag("span", None, key, f"{name} ", tag("b", None, s.note or last[0])))
@@ -124,6 +131,16 @@ def _line(x: np.ndarray, y: np.ndarray, colour: str) -> list[Html]:
     line = "".join("M" + "L".join(run) for run in runs if len(run) > 1)
     dots = "".join(f"M{run[0]}h0" for run in runs if len(run) == 1)
     return [tag("path", {"class": f"{kind} {colour}", "d": d}) for kind, d in (("line", line), ("dots", dots))]
+
+
+def _band(x: np.ndarray, edges: np.ndarray, colour: str) -> list[Html]:
+    """The shaded stretch between two edges (2, n), under every line; where either is a gap, it is passed over."""
+    finite = np.flatnonzero(np.isfinite(edges).all(0))
+    around = [(i, edges[0, i]) for i in finite] + [(i, edges[1, i]) for i in finite[::-1]]
+    d = "M" + "L".join(f"{x[i]:.1f} {y:.1f}" for i, y in around) + "Z"
+    # Its own style, because no other path of a chart is filled.
+    style = "fill:currentColor;fill-opacity:.15"
+    return [tag("path", {"class": f"band {colour}", "d": d, "style": style})] if len(finite) else []
 
 
 def _written(ticks: list[float]) -> list[str]:

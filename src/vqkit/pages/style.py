@@ -22,6 +22,8 @@ section{margin-top:4.25rem;padding-top:1.4rem;border-top:1px solid var(--rule)}
 p{max-width:42em;margin:.7rem 0;text-wrap:pretty} p.lead{color:var(--soft)}
 section>:is(h2,.lead)+:not(.lead){margin-top:1.7rem} nav,figure,dl,table,summary{font-family:var(--sans)}
 nav ol{list-style:none;display:flex;flex-wrap:wrap;gap:.3rem 1.5rem;margin:2.2rem 0 0;padding:0;font-size:.875rem}
+h3{font-size:1.125rem;font-weight:600;line-height:1.3;margin:2.2rem 0 .5rem}
+code{font-size:.85em} pre{font-size:.9375rem;line-height:1.5} sub,sup{line-height:0}
 a{color:var(--line-0);text-decoration-thickness:1px;text-underline-offset:.25em}
 :is(a,summary,.scroll):focus-visible{outline:2px solid var(--line-0);outline-offset:3px}
 

@@ -1,0 +1,88 @@
+"""Where a gradient can go, by walking autograd's graph, and how much of it arrives, by a backward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import get_gradient_edge
+
+Node = Any  # of autograd's graph: a grad_fn
+Kind = Literal["flows", "zero", "no path", "no parameters"]
+
+
+class Edge(NamedTuple):
+    """From a node to one that its backward hands a gradient to, as that one's output number ``output``."""
+
+    source: Node
+    target: Node
+    output: int
+
+
+class Route(NamedTuple):
+    """What a loss gives to a group of tensors: the L2 norm of its gradient, and for a zero which kind of zero it is.
+
+    ``"zero"``: there is a path, and what comes along it is exactly 0. ``"no path"``: nothing connects them.
+    ``"no parameters"``: nothing there takes a gradient.
+    """
+
+    norm: float
+    kind: Kind
+
+
+def edges_of(loss: Tensor) -> list[Edge]:
+    """Every edge of the graph behind ``loss``, each once, those nearest to the loss first."""
+    found: list[Edge] = []
+    waiting, seen = [loss.grad_fn], {loss.grad_fn}
+    for node in waiting:
+        for target, output in node.next_functions if node is not None else ():
+            if target is None:
+                continue
+            found.append(Edge(node, target, output))
+            if target not in seen:
+                seen.add(target)
+                waiting.append(target)
+    return found
+
+
+def reached(loss: Tensor, tensors: Iterable[Tensor]) -> list[bool]:
+    """Whether the graph behind ``loss`` leads to each tensor (to itself: yes)."""
+    ends = {(edge.target, edge.output) for edge in edges_of(loss)}
+    if loss.requires_grad:
+        ends.add(_end(loss))
+    return [t.requires_grad and _end(t) in ends for t in tensors]
+
+
+def _end(tensor: Tensor) -> tuple[Node, int]:
+    edge = get_gradient_edge(tensor)
+    return edge.node, edge.output_nr
+
+
+def gradients(loss: Tensor, tensors: Sequence[Tensor]) -> list[Tensor | None]:
+    """``d loss / d tensor`` for each, None where there is no path; fills no ``.grad`` and keeps the graph."""
+    paths = reached(loss, tensors)
+    ends = [t for t, path in zip(tensors, paths, strict=True) if path]
+    found = iter(torch.autograd.grad(loss, ends, retain_graph=True, allow_unused=True) if ends else ())
+    arrived = []
+    for tensor, path in zip(tensors, paths, strict=True):
+        gradient = next(found) if path else None
+        arrived.append(torch.zeros_like(tensor) if path and gradient is None else gradient)
+    return arrived
+
+
+def route(loss: Tensor, tensors: Sequence[Tensor]) -> Route:
+    """What ``loss`` gives to ``tensors`` together."""
+    return route_of(gradients(loss, tensors))
+
+
+def route_of(arrived: Sequence[Tensor | None]) -> Route:
+    """The route that gradients say: ``norm = sqrt(sum of squares)`` over all of them."""
+    if not arrived:
+        return Route(0.0, "no parameters")
+    live = [g.detach().double().square().sum() for g in arrived if g is not None]
+    if not live:
+        return Route(0.0, "no path")
+    norm = float(torch.stack(live).sum().sqrt())
+    return Route(norm, "flows" if norm else "zero")

@@ -1,0 +1,301 @@
+"""`vqkit.trace`: what it says of losses, against definitions, and that it changes nothing."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import vqkit
+from tests.command import TINY, call, process, write_images
+from tests.zoo import ZOO, Case, vectors
+from vqkit.gradients.routes import edges_of, gradients, reached, route
+from vqkit.gradients.trace import measure
+from vqkit.models import ModelConfig, Patchwise
+
+DIM, CODES = 8, 16
+
+
+def parts(**slots) -> tuple[vqkit.VQVAE, Tensor]:
+    torch.manual_seed(0)
+    vq = vqkit.VectorQuantizer(DIM, CODES, seed=0, start=vqkit.Normal(), **slots)
+    return vqkit.VQVAE(nn.Linear(5, DIM), vq, nn.Linear(DIM, 5)), vectors(32, 5)
+
+
+def losses_of(model: vqkit.VQVAE, x: Tensor) -> dict[str, Tensor]:
+    x_hat, _, losses = model(x)
+    return {"reconstruction": F.mse_loss(x_hat, x), "codebook": losses.codebook, "commitment": losses.commitment}
+
+
+# --- routes -------------------------------------------------------------------------------------------------------
+
+
+def test_each_kind_of_zero() -> None:
+    a, b, c = (torch.ones(3, requires_grad=True) for _ in range(3))
+    loss = (a * 2).sum() + (b.round() * 5).sum() + (c.detach() * 7).sum()
+    assert route(loss, [a]) == (pytest.approx(2 * 3**0.5), "flows")
+    assert route(loss, [b]) == (0.0, "zero")
+    assert route(loss, [c]) == (0.0, "no path")
+    assert route(loss, []) == (0.0, "no parameters")
+    assert route(loss, [a, c]).kind == "flows"
+    assert route(loss, [b, c]).kind == "zero"
+
+
+def test_walking_agrees_with_autograd_on_what_is_connected() -> None:
+    x = torch.ones(4, requires_grad=True)
+    y = x * 2
+    first, second = y.split(2)
+    loss = first.sum()
+    assert reached(loss, [x, y, first, second, loss]) == [True, True, True, False, True]
+    tried = [torch.autograd.grad(loss, t, retain_graph=True, allow_unused=True)[0] for t in (x, y, first, second)]
+    assert [t is not None for t in tried] == [True, True, True, False]
+    assert reached(torch.ones(()), [x]) == [False]
+    assert len(edges_of(loss)) == len({(e.source, e.target, e.output) for e in edges_of(loss)})
+
+
+def test_a_node_whose_backward_returns_nothing_is_a_path_with_gradient_zero() -> None:
+    class Nothing(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x: Tensor) -> Tensor:
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, gradient: Tensor) -> None:
+            return None
+
+    x = torch.ones(3, requires_grad=True)
+    assert route(Nothing.apply(x).sum(), [x]) == (0.0, "zero")
+    (found,) = gradients(Nothing.apply(x).sum(), [x])
+    assert torch.equal(found, torch.zeros(3))
+
+
+# --- the table ----------------------------------------------------------------------------------------------------
+
+
+def test_the_table_of_a_vqvae(capsys: pytest.CaptureFixture[str]) -> None:
+    model, x = parts()
+    table = vqkit.trace(losses_of(model, x), model)
+    kinds = {loss: {group: r.kind for group, r in row.items()} for loss, row in table.routes.items()}
+    assert kinds == {
+        "reconstruction": {"encoder": "flows", "quantizer": "zero", "decoder": "flows"},
+        "codebook": {"encoder": "zero", "quantizer": "flows", "decoder": "no path"},
+        "commitment": {"encoder": "flows", "quantizer": "zero", "decoder": "no path"},
+    }
+    printed = capsys.readouterr().out
+    assert printed == f"{table}\n"
+    assert [line.split()[0] for line in printed.splitlines()[:4]] == [
+        "gradient",
+        "reconstruction",
+        "codebook",
+        "commitment",
+    ]
+
+
+def test_norms_and_cosines_are_those_of_plain_backward_passes() -> None:
+    model, x = parts()
+    flat = {}
+    for name in ("reconstruction", "commitment"):
+        model.zero_grad()
+        losses_of(model, x)[name].backward()
+        flat[name] = np.concatenate([p.grad.double().numpy().ravel() for p in model.encoder.parameters()])
+    model.zero_grad()
+    table = measure(losses_of(model, x), model)
+    a, b = flat.values()
+    assert table.routes["reconstruction"]["encoder"].norm == pytest.approx(np.linalg.norm(a), rel=1e-6)
+    assert table.routes["commitment"]["encoder"].norm == pytest.approx(np.linalg.norm(b), rel=1e-6)
+    cosine = a @ b / np.linalg.norm(a) / np.linalg.norm(b)
+    assert table.cosines == {"encoder": {("reconstruction", "commitment"): pytest.approx(cosine, abs=1e-6)}}
+
+
+def test_groups_of_ones_own() -> None:
+    model, x = parts()
+    z = model.encoder(x)
+    z_q, _, losses = model.quantizer(z)
+    groups = {"z": z, "z_q": z_q, "bias": [model.encoder.bias], "codes": model.quantizer}
+    table = measure({"reconstruction": F.mse_loss(model.decoder(z_q), x), "commitment": losses.commitment}, groups)
+    row = table.routes["reconstruction"]
+    assert row["z"].norm == row["z_q"].norm > 0  # copied
+    assert table.routes["commitment"]["z_q"].kind == "no path"
+    assert row["codes"].kind == "zero"
+
+
+def test_what_no_loss_can_train_is_said_to_have_no_parameters() -> None:
+    model, x = parts(update=vqkit.EMA())
+    found = losses_of(model, x)
+    del found["codebook"]
+    assert measure(found, model).routes["commitment"]["quantizer"].kind == "no parameters"
+
+
+def test_parameters_of_the_model_itself_are_a_group() -> None:
+    class Own(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(()))
+            self.inner = nn.Linear(2, 2)
+
+    model = Own()
+    table = measure({"loss": (model.scale * model.inner(torch.ones(1, 2))).sum()}, model)
+    assert set(table.routes["loss"]) == {"inner", "Own"}
+
+
+def test_json_has_every_number() -> None:
+    model, x = parts()
+    z = model.encoder(x).detach()
+    table = measure(losses_of(model, x), model, z=z, loss_of=lambda z_q: F.mse_loss(model.decoder(z_q), x))
+    entries = json.loads(json.dumps(table.to_json()))
+    assert entries["routes"]["commitment"]["decoder"] == {"norm": 0.0, "kind": "no path"}
+    assert set(entries["cosines"]["encoder"]) == {"reconstruction / commitment"}
+    assert entries["straight_through"]["changes"] == 32 * 5
+
+
+# --- straight-through quality -------------------------------------------------------------------------------------
+
+
+def test_of_a_linear_loss_the_promise_is_kept() -> None:
+    model, x = parts()
+    weights = vectors(32, DIM, seed=3)
+    quality = measure(losses_of(model, x), model, z=model.encoder(x), loss_of=lambda q: (q * weights).sum())
+    assert quality.straight_through.correlation == pytest.approx(1, abs=1e-4)
+
+
+def test_of_a_quadratic_loss_it_is_what_the_algebra_says() -> None:
+    """``|e_j - t|^2 - |e_k - t|^2 = g.(e_j - e_k) + |e_j - e_k|^2`` with ``g = 2 (e_k - t)``."""
+    model, x = parts()
+    z, targets, codes = model.encoder(x).detach(), vectors(32, DIM, seed=3), model.quantizer.codebook.detach()
+    quality = measure(losses_of(model, x), model, z=z, loss_of=lambda q: (q - targets).square().sum()).straight_through
+    promised, happened = [], []
+    for vector, target in zip(z.double(), targets.double(), strict=True):
+        order = (vector - codes.double()).square().sum(1).argsort()
+        k = codes[order[0]].double()
+        for j in order[1:6]:
+            step = codes[j].double() - k
+            promised.append(float(2 * (k - target) @ step))
+            happened.append(promised[-1] + float(step @ step))
+    assert quality.correlation == pytest.approx(np.corrcoef(promised, happened)[0, 1], abs=1e-4)
+    assert quality.changes == 160
+
+
+def test_z_may_have_its_channels_first() -> None:
+    torch.manual_seed(0)
+    model = ModelConfig(architecture=Patchwise(hidden=8), dim=4, codebook_size=CODES, start=vqkit.Normal()).build(
+        seed=0
+    )
+    x = torch.rand(2, 3, 16, 16)
+    z = model.encoder(x)  # (2, 4, 4, 4): both ends are of length dim
+    z_q, _, losses = model.quantizer(z)
+    weights = torch.randn(z_q.shape)
+    table = measure({"commitment": losses.commitment}, model, z=z, loss_of=lambda q: (q * weights).sum())
+    assert table.straight_through.correlation == pytest.approx(1, abs=1e-4)
+
+
+def test_at_most_64_vectors_are_tried_whatever_the_batch() -> None:
+    model, _ = parts()
+    x = vectors(1000, 5)
+    quality = measure(losses_of(model, x), model, z=model.encoder(x), loss_of=lambda q: q.square().mean())
+    assert quality.straight_through.changes == 64 * 5
+
+
+# --- nothing changes ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", [pytest.param(case, id=case.name) for case in ZOO])
+def test_no_gradient_statistic_buffer_or_random_state_changes(case: Case) -> None:
+    torch.manual_seed(1)
+    vq = case.make(dim=DIM)
+    decoder = nn.Sequential(nn.Linear(DIM, DIM), nn.BatchNorm1d(DIM), nn.Dropout(0.5), nn.Linear(DIM, 5))
+    model = vqkit.VQVAE(nn.Linear(5, DIM), vq, decoder)
+    x = vectors(32, 5)
+
+    def after(traced: bool) -> dict[str, Tensor]:
+        torch.manual_seed(2)
+        mine = copy.deepcopy(model)
+        optimizer = torch.optim.SGD(mine.parameters(), 0.1)
+        vqkit.attach(optimizer, mine)
+        z = mine.encoder(x)
+        z_q, _, losses = mine.quantizer(z)
+        reconstruction = F.mse_loss(mine.decoder(z_q), x)
+        if traced:
+            before = torch.get_rng_state()
+            measure(
+                {"reconstruction": reconstruction, "commitment": losses.commitment},
+                mine,
+                z=z,
+                loss_of=lambda q: F.mse_loss(mine.decoder(q), x),
+            )
+            assert torch.equal(torch.get_rng_state(), before)
+            assert all(p.grad is None for p in mine.parameters())
+        (reconstruction + losses.total).backward()
+        optimizer.step()
+        return mine.state_dict()
+
+    plain, traced = after(False), after(True)
+    for name, tensor in plain.items():
+        assert torch.equal(tensor, traced[name]), name
+
+
+# --- bad input ----------------------------------------------------------------------------------------------------
+
+
+def test_bad_losses_are_refused_in_a_line() -> None:
+    model, x = parts()
+    x_hat, _, losses = model(x)
+    for found, said in [
+        ({}, "losses is empty"),
+        ({"r": (x_hat - x).square()}, r"losses\['r'\] has shape \(32, 5\); it must be a scalar tensor: take its mean"),
+        ({"r": 0.5}, r"losses\['r'\] is a float"),
+        ({"r": losses.total.detach()}, "has no graph: it was detached"),
+        ({"r": torch.ones(3, requires_grad=True).sum()}, r"depends on nothing in encoder, quantizer, decoder"),
+    ]:
+        with pytest.raises(ValueError, match=said):
+            measure(found, model)
+
+
+def test_bad_models_and_latents_are_refused_in_a_line() -> None:
+    model, x = parts()
+    found, z = losses_of(model, x), model.encoder(x)
+    with pytest.raises(ValueError, match="come together"):
+        measure(found, model, z=z)
+    with pytest.raises(ValueError, match="holds 0 quantizers of vqkit: pass codebook="):
+        measure(found, {"encoder": model.encoder}, z=z, loss_of=lambda q: q.sum())
+    with pytest.raises(ValueError, match=r"z has shape \(32, 5\); its last axis, or axis 1, must be dim=8 long"):
+        measure(found, model, z=x, loss_of=lambda q: q.sum())
+    with pytest.raises(ValueError, match="loss_of returned"):
+        measure(found, model, z=z, loss_of=lambda q: q)
+    with pytest.raises(ValueError, match="nothing that requires a gradient"):
+        measure(found, nn.ReLU())
+
+
+# --- a run --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("run") / "r"
+    images = write_images(out.parent / "images")
+    assert process("train", images, "--out", out, *TINY).code == 0
+    return out
+
+
+def test_the_trace_of_a_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = call(capsys, "trace", run)
+    assert code == 0
+    assert [word in out for word in ("encoder", "decoder", "no path", "straight-through", "EMA(decay=0.99)")] == [
+        True
+    ] * 5
+    code, out, _ = call(capsys, "trace", run, "--json")
+    entries = json.loads(out)
+    assert entries["routes"]["commitment"]["decoder"]["kind"] == "no path"
+    assert 0 < entries["straight_through"]["changes"] <= 320
+    assert "EMA(decay=0.99)" in entries["codebook"]
+
+
+def test_a_run_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = call(capsys, "trace", tmp_path / "none")
+    assert (code, out) == (2, "")
+    assert err.count("\n") == 1
