@@ -1,0 +1,204 @@
+"""What a layer takes, what its outputs mean and where its codebook is: told, or found out by trying."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from itertools import combinations
+
+import torch
+from torch import Tensor, nn
+
+from vqkit.gradients.audit.report import NotMeasured
+from vqkit.gradients.audit.subject import LAYOUTS, Subject, alone, arranged, as_indices, leaves, state_of
+from vqkit.gradients.routes import edges_of, reached
+from vqkit.quantizers import VectorQuantizer, start
+
+_TAKES = {
+    "channels last": ("(B, T, D)", "(N, D)"),
+    "channels first": ("(B, D, H, W)", "(B, D, T)"),
+    **{layout: (layout,) for layout in LAYOUTS},
+}
+
+
+@dataclass(frozen=True)
+class Conventions:
+    """What the audit is told about a layer; what is None it finds out.
+
+    ``takes``: "channels last", "channels first", or one of "(B, T, D)", "(N, D)", "(B, D, H, W)", "(B, D, T)".
+    ``z_q``, ``indices`` and ``loss`` (what one adds to the objective) are paths into what the layer returns: ``"0"``,
+    ``"2.1"``, ``"losses.total"``. ``codebook`` is the name of a parameter or buffer: ``"embedding.weight"``.
+    """
+
+    takes: str | None = None
+    z_q: str | None = None
+    indices: str | None = None
+    loss: str | None = None
+    codebook: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.takes is not None and self.takes not in _TAKES:
+            raise ValueError(f"takes is {self.takes!r}; it must be one of {', '.join(map(repr, _TAKES))}.")
+
+
+def find_out(
+    layer: nn.Module, dim: int, tell: Conventions, makes: Callable[[], nn.Module] | None = None
+) -> tuple[Subject, dict[str, str]]:
+    """The subject, and the conventions in words.
+
+    Raises:
+        ValueError: the layer takes no vectors of this dim, needs CUDA, is no quantizer, or has not what was told.
+    """
+    subject, z = _layout(Subject(layer, dim, "(B, T, D)", "", makes=makes), tell)
+    subject = _outputs(subject, tell, z)
+    found = _codebook(subject, tell.codebook, z)
+    if found is None:  # it may hold no codes before it has seen data
+        seen = subject.fresh()
+        seen(z)
+        found = _codebook(seen, tell.codebook, z)
+    if found is None and tell.codebook is not None:
+        raise ValueError(f"codebook is {tell.codebook!r}, but a change of its rows does not change z_q.")
+    if found is None and subject.indices is None:
+        raise ValueError(
+            f"layer ({type(layer).__name__}) is no vector quantizer of dim={dim}: it returns no index for each vector, "
+            "and no table's row moves what it returns. If it is one, tell=Conventions(indices=..., codebook=...) helps."
+        )
+    subject = replace(subject, codebook=found and found[0], turned=bool(found and found[1]))
+    return subject, _in_words(subject)
+
+
+# --- what it takes ------------------------------------------------------------------------------------------------
+
+
+def _layout(bare: Subject, tell: Conventions) -> tuple[Subject, Tensor]:
+    """The layout in which a vector's output depends on no other vector, or depends least; and vectors for it."""
+    name = type(bare.layer).__name__
+    said: dict[str, str] = {}
+    tried: list[tuple[Subject, Tensor] | None] = []
+    for takes in _TAKES[tell.takes] if tell.takes else LAYOUTS:
+        z = torch.randn(*_lengths(bare, 2 + (takes == "(B, D, H, W)")), bare.dim)
+        given = arranged(z, takes)
+        try:
+            layer = bare.fresh().layer
+            if any(isinstance(module, VectorQuantizer) and module.pending for module in layer.modules()):
+                start(layer, [given])
+            found = leaves(replace(bare, layer=layer).fresh(train=False).layer(given))
+        except Exception as error:
+            text = " ".join(f"{error}".split())[:200]
+            said.setdefault(text or type(error).__name__, takes)
+            continue
+        like_z = [p for p, leaf in found.items() if leaf.is_floating_point() and leaf.shape == given.shape]
+        paths = [p for p in like_z if not torch.equal(found[p], given) and tell.z_q in (None, p)]
+        tried += [(replace(bare, layer=layer, takes=takes, z_q=paths[0]), z)] if paths else [None]
+    told = "; ".join(f"{takes}: {text}" for text, takes in said.items())
+    if any(tried):
+        return max(filter(None, tried), key=lambda pair: alone(*pair))
+    if tried:
+        at = "" if tell.z_q is None else f" at {tell.z_q!r}"
+        raise ValueError(
+            f"layer ({name}) is no vector quantizer: it returns nothing of the input's shape{at} but the input."
+        )
+    if "cuda" in told.lower() or "nvidia" in told.lower():
+        raise ValueError(f"layer ({name}) needs CUDA, and an audit runs on the CPU. It said: {told}")
+    raise ValueError(
+        f"layer ({name}) takes no vectors of dim={bare.dim}: dim is the length of its vectors. It said: {told}"
+    )
+
+
+def _lengths(bare: Subject, count: int) -> tuple[int, ...]:
+    """Lengths such that nothing has the shape of something else by chance: K may equal N or D."""
+    taken = {bare.dim, *(size for tensor in state_of(bare.layer).values() for size in tensor.shape)}
+    every = combinations((3, 5, 7, 11, 13, 17, 19, 23), 3)
+    a, b, c = next(((a, b, c) for a, b, c in every if not taken & {a, b, c, b * c, a * b * c}), (29, 31, 37))
+    return (a, b * c) if count == 2 else (a, b, c)
+
+
+# --- what its outputs mean ----------------------------------------------------------------------------------------
+
+
+def _outputs(subject: Subject, tell: Conventions, z: Tensor) -> Subject:
+    copy, z = subject.fresh(), z.clone().requires_grad_()
+    found = leaves(copy.layer(arranged(z, subject.takes)))
+    for path in (tell.indices, tell.loss):
+        if path is not None and path not in found:
+            raise ValueError(f"the layer returns nothing at {path!r}; it has {', '.join(map(repr, found))}.")
+    n, ends = z[..., 0].numel(), [z, *(p for p in copy.layer.parameters() if p.requires_grad)]
+    marks = [p for p, leaf in found.items() if p != subject.z_q and as_indices(leaf, n) is not None]
+    indices = tell.indices or min(marks, key=lambda path: found[path].is_floating_point(), default=None)
+    losses = {
+        path: leaf.mean()  # a scalar, or one for each element of the batch
+        for path, leaf in found.items()
+        if leaf.is_floating_point()
+        and (leaf.numel() == 1 or leaf.shape == z.shape[:1])
+        and any(reached(leaf.sum(), ends))
+    }
+    named = [path for path in losses if path.rpartition(".")[2] in ("total", "loss")]
+    sums = [path for path in losses if _adds_up(path, losses)]
+    total = ([tell.loss] if tell.loss else named or sums)[:1] or losses
+    return replace(subject, indices=indices, losses=tuple({**losses, **dict.fromkeys(total)}), total=tuple(total))
+
+
+def _adds_up(path: str, losses: dict[str, Tensor]) -> bool:
+    """Whether the other losses were added up in this one, or their sum equals it."""
+    others = [loss for name, loss in losses.items() if name != path]
+    behind = {edge.target for edge in edges_of(losses[path])}
+    before = {edges_of(other)[0].target for other in others}  # each stands behind its mean
+    equal = len(others) > 1 and torch.allclose(torch.stack(others).sum(), losses[path], rtol=1e-5)
+    return len(others) > 0 and (equal or before <= behind)
+
+
+# --- where its codebook is ----------------------------------------------------------------------------------------
+
+
+def _codebook(subject: Subject, told: str | None, z: Tensor) -> tuple[str, bool] | None:
+    """The table, and whether its columns are the codes, whose row k moves z_q where k was chosen and nowhere else.
+
+    (Values do not tell: the averages that are kept beside a codebook equal it at first.)
+    """
+    state = state_of(subject.layer)
+    if told is not None and told not in state:
+        raise ValueError(f"the layer has no parameter or buffer {told!r}; it has {', '.join(map(repr, state))}.")
+    for name, tensor in state.items() if told is None else [(told, state[told])]:
+        if tensor.ndim >= 2 and tensor.shape[-2:].numel() == tensor.numel() and tensor.is_floating_point():
+            for turned in (False, True):
+                held = tensor.shape[-2 if turned else -1] == subject.dim
+                if held and _makes_z_q(replace(subject, codebook=name, turned=turned), z, anywhere=told is not None):
+                    return name, turned
+    return None
+
+
+@torch.no_grad()
+def _makes_z_q(subject: Subject, z: Tensor, anywhere: bool) -> bool:
+    first, second = subject.fresh(train=False), subject.fresh(train=False)
+    before = first(z)
+    if before.indices is None:
+        raise NotMeasured("indices")
+    k = int(before.indices.flatten().mode().values)
+    if int(before.indices.max()) >= subject.codes:
+        return False
+    second.rows[k] += 0.05 * second.rows.std()
+    after = second(z)
+    moved, same = (after.z_q - before.z_q).abs().mean(-1), after.indices == before.indices
+    there, elsewhere = moved[same & (before.indices == k)], moved[same & (before.indices != k)]
+    if anywhere:
+        return bool(moved.any())
+    # Medians, because a layer that learns in evaluation moves a few others too.
+    return len(there) > 0 and float(there.median()) > 10 * (float(elsewhere.median()) if len(elsewhere) else 0)
+
+
+def _in_words(subject: Subject) -> dict[str, str]:
+    held = f"not found: no table has rows of length {subject.dim} that move z_q where they were chosen, and only there"
+    if subject.codebook is not None:
+        kind = "a parameter" if subject.learnable else "a buffer"
+        held = f"{subject.codebook}, {tuple(subject.tensor.shape)}, {kind}"
+    return {
+        "takes": subject.takes,
+        "z_q": subject.z_q or "all that is returned",
+        "indices": subject.indices or "not returned: the code that z_q is",
+        "losses": ", ".join(subject.losses) or "none",
+        "to be added": " + ".join(subject.total) or "nothing",
+        "codebook": held,
+        "encodes by": subject.encoder or "no method",
+        "decodes by": subject.decoder or "no method",
+        "mask": "mask=" if subject.masks else "none",
+    }

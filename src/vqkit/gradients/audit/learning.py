@@ -1,0 +1,270 @@
+"""Laws 11 to 14: when and how a codebook learns, starts and revives, seen in what its state is after a step."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.optim import SGD, Adam, Optimizer
+from torch.utils.checkpoint import checkpoint
+
+from vqkit.gradients.audit.probes import Found, apart, finding, ready, unstarted
+from vqkit.gradients.audit.report import Kept, NotMeasured, law
+from vqkit.gradients.audit.subject import Outcome, Subject, state_of
+from vqkit.quantizers import VectorQuantizer, step
+
+
+def _objective(out: Outcome) -> Tensor:
+    return out.z_q.square().mean() + (0.0 if out.total is None else out.total)
+
+
+def _step(copy: Subject, optimizer: Optimizer | None = None) -> None:
+    if optimizer is not None:
+        optimizer.step()
+    if any(isinstance(module, VectorQuantizer) for module in copy.layer.modules()):
+        step(copy.layer, optimizer)
+
+
+# --- law 11: when it learns ---------------------------------------------------------------------------------------
+
+
+def _by_grad(copy: Subject, z: Tensor) -> None:
+    objective = _objective(copy(z.requires_grad_()))
+    if objective.requires_grad:
+        torch.autograd.grad(objective, z, allow_unused=True)
+    _step(copy)
+
+
+# what is done, in training mode or not, and whether gradients are enabled
+_NOTHING = (
+    ("eval() and no_grad", False, False, Subject.__call__),
+    ("eval(), forward, backward and a step", False, True, Subject.learn),
+    ("no_grad in training mode", True, False, Subject.__call__),
+    ("forward alone in training mode", True, True, Subject.__call__),
+    ("torch.autograd.grad (gradient penalties, measuring)", True, True, _by_grad),
+)
+
+
+def law_11_forward(subject: Subject) -> Found:
+    """Nothing changes in evaluation, under no_grad, by forward alone or by autograd.grad."""
+    changes: dict[bool, list[str]] = {False: [], True: []}
+    for name, train, enabled, way in _NOTHING:
+        copy = ready(subject, train)
+        _step(copy)  # what a step does with nothing to learn from is not what is asked here
+        before = {key: tensor.clone() for key, tensor in state_of(copy.layer).items()}
+        with torch.set_grad_enabled(enabled):
+            way(copy, torch.randn(4, 16, subject.dim))
+        _step(copy)
+        now = state_of(copy.layer)
+        if keys := [key for key in before if not torch.equal(before[key].nan_to_num(), now[key].nan_to_num())]:
+            changes[train].append(f"{name} changes {', '.join(keys)}")
+    return [finding("forward" if train else "evaluation", "; ".join(said)) for train, said in changes.items() if said]
+
+
+def law_11_once(subject: Subject) -> Found:
+    """A batch counts once under checkpointing, in four micro-batches, and where z needs no gradient."""
+
+    def after(parts: int = 1, grad: bool = True, checkpointed: bool = False) -> Tensor:
+        copy = ready(subject)
+        torch.manual_seed(0)  # revival may draw
+        if checkpointed:
+            copy.layer.forward = partial(checkpoint, copy.layer.forward, use_reentrant=False)
+        for part in z.chunk(parts):
+            objective = _objective(copy(part.clone().requires_grad_(grad))) / parts
+            if objective.requires_grad:
+                objective.backward()
+        _step(copy, SGD([copy.tensor], lr=1.0) if copy.learnable else None)
+        return copy.table()
+
+    z, start = torch.randn(8, 16, subject.dim), ready(subject).table()
+    plain = after()
+    if torch.equal(plain, start):
+        raise NotMeasured("one step does not move the codebook")
+    found: Found = []
+    for name, way in (
+        ("activation checkpointing", partial(after, checkpointed=True)),
+        ("four micro-batches in place of one batch", partial(after, parts=4)),
+        ("a frozen encoder (z without gradient)", partial(after, grad=False)),
+    ):
+        off = float((way() - plain).norm() / (plain - start).norm())
+        if not off < 0.01:
+            found.append(finding("once", f"under {name} the codebook's step is off by {100 * off:.3g} % of its length"))
+    return found
+
+
+def law_11_step_between(subject: Subject) -> Found:
+    """A codebook written between forward and backward leaves the gradients as they were."""
+    z, arrived = torch.randn(4, 16, subject.dim, requires_grad=True), list[Tensor]()
+    for change in (0.0, 0.5):
+        copy = ready(subject)
+        torch.manual_seed(0)
+        objective = _objective(copy(z))
+        with torch.no_grad():
+            copy.tensor.add_(change)
+        try:
+            arrived += torch.autograd.grad(objective, z)
+        except RuntimeError as error:
+            return [finding("written", f"a codebook written before backward: {' '.join(str(error).split())[:100]}")]
+    off = float((arrived[1] - arrived[0]).norm() / arrived[0].norm())
+    return [finding("written", f"a codebook written before backward changes dL/dz by {100 * off:.3g} %")] if off else []
+
+
+# --- law 12: averages ---------------------------------------------------------------------------------------------
+
+
+def law_12_average(subject: Subject) -> Found:
+    """The codebook is a moving average of counts and of sums, whatever the sizes of batches."""
+    copy, codes, _, _ = apart(subject, average=True)
+    copy.learn((codes[torch.tensor([0] + 9 * [1])] + 0.5)[None])
+    one, nine = ((copy.table() - codes)[:2].mean(1) / 0.5).tolist()
+    told = f"a code moves {100 * one:.3g} % of the way to 1 vector, {100 * nine:.3g} % to the mean of 9"
+    if 0 < one < 0.9 and abs(nine / one - 1) < 0.05:
+        return [finding("means", f"in batches of different sizes: {told}")]
+    decays = [c * (1 - way) / (way + c * (1 - way)) if way else torch.nan for c, way in ((1, one), (9, nine))]
+    if not abs(decays[0] - decays[1]) < 0.02:
+        raise NotMeasured(f"no known average: {told}")
+    return [Kept(law(12), f"an average of counts and of sums with decay {decays[0]:.3g}")]
+
+
+def law_12_first_step(subject: Subject) -> Found:
+    """On the first step codes that nothing chose stay where they are."""
+    copy = ready(subject.new() if subject.makes is not None else subject)
+    before, idle = copy.table(), torch.ones(copy.codes, dtype=torch.bool)
+    z = before[::2][:32].repeat(4, 1)
+    z = (z + 0.01 * before.std() * torch.randn_like(z))[None]
+    chosen = copy.learn(z).indices
+    idle[slice(None) if chosen is None else chosen.view(-1)] = False
+    moved = idle & ((copy.table() - before).norm(dim=1) > 1e-3 * before.norm(dim=1))
+    moved &= torch.cdist(copy.table(), z[0]).min(1).values > 0.1 * before.std()  # the others were revived
+    if not moved.any():
+        return []
+    lengths = [float(table[moved].norm(dim=1).mean()) for table in (before, copy.table())]
+    told = f"{int(moved.sum())} of {int(idle.sum())} idle codes move on the first step: their length goes from "
+    told += f"{lengths[0]:.3g} to {lengths[1]:.3g}"
+    if not 0.1 < lengths[1] / lengths[0] < 10:
+        return [finding("idle codes", told)]
+    try:
+        unstarted(subject)
+    except NotMeasured:
+        return [finding("overwritten", told)]
+    return [finding("forgotten start", told)]
+
+
+def law_12_idle(subject: Subject) -> Found:
+    """Codes that nothing chose for thousands of steps keep their place."""
+    first, codes, idle, near = apart(subject, average=True)
+    first.learn(near)
+    for left in (1e-5, 1e-44):  # what so many idle steps leave of decayed sums; float32 ends at 1.4e-45
+        copy = first.fresh()
+        for name, tensor in state_of(copy.layer).items():
+            if tensor.numel() in (copy.codes, codes.numel()) and tensor.is_floating_point() and name != copy.codebook:
+                rows = tensor.view(-1) if tensor.numel() == copy.codes else copy.as_table(tensor)
+                rows.data[idle] = (rows[idle].double() * left).to(tensor)
+        for _ in range(40):
+            copy.learn(near)
+        stayed = idle & ~(torch.cdist(copy.table(), near[0]).min(1).values < 1)  # the others were revived
+        off = ((copy.table() - codes).norm(dim=1) / codes.norm(dim=1))[stayed].nan_to_num(torch.inf, torch.inf)
+        if not len(off):
+            raise NotMeasured("idle codes are revived first")
+        if float(off.max()) > 1e-3:
+            how = f"after {math.log(left) / math.log(0.99):,.0f} idle steps at decay 0.99 a code is off by"
+            return [finding("fading", f"{how} {float(off.max()):.2g} of its length")]
+    return []
+
+
+def law_12_half(subject: Subject) -> Found:
+    """An average goes on in half precision: layer.to(torch.bfloat16)."""
+    ways = []
+    for dtype in (torch.float32, torch.bfloat16):
+        copy = apart(subject, average=True)[0]
+        copy.layer.to(dtype)
+        start = copy.table().float()
+        for _ in range(60):
+            copy.learn((start + 0.3)[None].to(dtype))
+        ways.append(100 * float((copy.table().float() - start).mean() / 0.3))
+    told = f"after layer.to(torch.bfloat16) codes go {ways[1]:.2g} % of the way in 60 steps, in float32 {ways[0]:.2g} %"
+    return [finding("half", told)] if ways[1] < 0.7 * ways[0] else []
+
+
+# --- law 13: a start from data ------------------------------------------------------------------------------------
+
+
+def law_13_start(subject: Subject) -> Found:
+    """The step after a start from data continues from it; a start with fewer points than codes leaves no zeros."""
+    waiting, found, tables = unstarted(subject), Found(), list[Tensor]()
+    copy = waiting.fresh()
+    copy.learn((3 + torch.randn(5, copy.dim)).repeat(13, 1)[None])
+    if empty := int((copy.table().norm(dim=1) < 1e-6).sum()):
+        found.append(finding("zero rows", f"started from 5 distinct vectors, {empty} of {copy.codes} rows are zero"))
+    z = (10 + 8 * torch.randn(min(copy.codes, 32), copy.dim)).repeat(20, 1)
+    z += 0.1 * torch.randn_like(z)
+    for seed in range(2):
+        copy = waiting.fresh()
+        torch.manual_seed(seed)
+        copy.learn(z[None])
+        tables.append(copy.table())
+    if not torch.equal(*tables):
+        found.append(
+            finding("seed", "started twice from the same vectors, under two seeds of PyTorch, the codes differ")
+        )
+    copy.learn(z[None])
+    jump = float((copy.table() - tables[1]).norm(dim=1).median())
+    told = f"the step after the start moves half of the codes by {jump:.3g} or more, for clusters of width 0.1"
+    return [*found, finding("forgotten start", told)] if jump > 1 else found
+
+
+# --- law 14: revival ----------------------------------------------------------------------------------------------
+
+
+def law_14_revival(subject: Subject) -> Found:
+    """A revived code stays where it was put until vectors choose it, and an optimizer does not drag it on."""
+    for remembers in (False, True)[: 1 + subject.learnable]:
+        copy, codes, idle, near = apart(subject)
+        optimizer = Adam([copy.tensor], lr=0.1) if remembers else None
+        copy.learn((codes[None] if remembers else near) + 0.1, optimizer)
+        revived, steps = torch.zeros_like(idle), 0
+        while not revived.any():
+            before, z = copy.table(), near.repeat(1, -(-copy.codes // near.shape[1]), 1)
+            z += 2 * torch.randn_like(z)
+            copy.learn(z, optimizer)
+            revived = idle & ((copy.table() - before).norm(dim=1) > 5)
+            revived &= torch.cdist(copy.table(), z[0]).min(1).values < 0.2  # a step of Adam may have followed
+            steps += 1
+            if steps == 60 and not revived.any():
+                offered = [
+                    name for module in copy.layer.modules() for name, v in vars(module).items() if "dead" in name and v
+                ]
+                told = f"no idle code moves onto a vector in {steps} steps of {z.shape[1]}"
+                if not offered:
+                    raise NotMeasured(told)
+                return [finding("revival", f"{told}, though the layer has {', '.join(offered)}")]
+        before, elsewhere = copy.table(), codes[~idle][:1].expand(1, 8, -1)
+        copy.learn(elsewhere, optimizer)
+        revived &= torch.cdist(copy.table(), elsewhere[0]).min(1).values > 0.1  # not once more
+        moved = float((copy.table() - before)[revived].norm(dim=1).max()) if revived.any() else 0.0
+        if moved > (1e-4 if remembers else 5):
+            told = f"a revived code moves by {moved:.2g} in a step in which nothing chose it"
+            return [finding("memory", f"with Adam {told}") if remembers else finding("revival", told)]
+    return [Kept(law(14), f"idle codes are revived within {steps * z.shape[1]:,} vectors, and stay put")]
+
+
+def law_14_batch_size(subject: Subject) -> Found:
+    """Codes that are all chosen equally often are not revived, whatever the batch size."""
+    replaced = []
+    for parts in (1, 8):
+        copy, codes, _, _ = apart(subject)
+        chunks = torch.randperm(copy.codes).chunk(parts)
+        for numbers in 4 * chunks:
+            copy.learn((codes[numbers] + 0.01 * torch.randn(len(numbers), copy.dim))[None])
+        replaced.append(100 * float(((copy.table() - codes).norm(dim=1) > 5).double().mean()))
+    told = f"in batches of {len(chunks[0])} vectors {replaced[1]:.3g} % of such codes are replaced, "
+    told += f"in batches of {copy.codes} {replaced[0]:.3g} %"
+    return [finding("threshold", told)] if replaced[1] > replaced[0] else []
+
+
+CHECKS = (
+    *(law_11_forward, law_11_once, law_11_step_between, law_12_average, law_12_first_step, law_12_idle, law_12_half),
+    *(law_13_start, law_14_revival, law_14_batch_size),
+)
