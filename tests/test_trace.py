@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import random
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import vqkit
 from tests.command import TINY, call, process, write_images
@@ -239,6 +241,85 @@ def test_no_gradient_statistic_buffer_or_random_state_changes(case: Case) -> Non
         assert torch.equal(tensor, traced[name]), name
 
 
+def test_python_and_numpy_draw_on_as_if_nothing_had_been_traced() -> None:
+    model, x = parts()
+    drawn: list[float] = []
+
+    def noisy(z_q: Tensor) -> Tensor:
+        drawn.append(random.random() + np.random.rand())
+        return z_q.square().mean() + drawn[-1]
+
+    random.seed(3), np.random.seed(3)
+    expected = random.random(), np.random.rand()
+    random.seed(3), np.random.seed(3)
+    measure(losses_of(model, x), model, z=model.encoder(x), loss_of=noisy)
+    assert (random.random(), np.random.rand()) == expected
+    assert len(drawn) == 32 * 5 + 2
+    assert len(set(drawn)) == 1  # each time the same
+
+
+def test_a_graph_is_kept_for_the_backward_pass_that_follows() -> None:
+    model, x = parts()
+    found = losses_of(model, x)
+    measure(found, model)
+    sum(found.values()).backward()
+    with pytest.raises(
+        ValueError, match=r"losses\['reconstruction'\] cannot be differentiated: .* Trace before backward"
+    ):
+        measure(found, model)
+
+
+# --- what is not an ordinary number -------------------------------------------------------------------------------
+
+
+def test_complex_gradients_count_with_both_parts() -> None:
+    weight = torch.full((3,), 1 + 2j, requires_grad=True)
+    table = measure({"a": (weight * (3 - 4j)).real.sum(), "b": weight.abs().square().sum()}, {"weight": weight})
+    assert table.routes["a"]["weight"].norm == pytest.approx(5 * 3**0.5)
+    direct = torch.autograd.grad((weight * (3 - 4j)).real.sum(), weight)[0].numpy()
+    other = torch.autograd.grad(weight.abs().square().sum(), weight)[0].numpy()
+    cosine = (direct * other.conj()).sum().real / np.linalg.norm(direct) / np.linalg.norm(other)
+    assert table.cosines["weight"]["a", "b"] == pytest.approx(cosine)
+
+
+def test_nan_is_a_kind_and_no_number() -> None:
+    model, x = parts()
+    x_hat = model.decoder(model.encoder(x))
+    table = measure({"nan": (x_hat * torch.nan).sum(), "ok": x_hat.sum()}, model)
+    assert table.routes["nan"]["encoder"].kind == "not finite"
+    assert "not finite" in str(table) and "nan" not in str(table).replace("nan  ", "")
+    assert json.loads(json.dumps(table.to_json(), allow_nan=False))["routes"]["nan"]["encoder"]["norm"] is None
+    assert table.cosines == {}
+
+
+@pytest.mark.parametrize("codes", [1, 2, 4])
+def test_few_codes_and_constant_losses_have_no_correlation(codes: int) -> None:
+    model, x = parts()
+    model = vqkit.VQVAE(model.encoder, vqkit.VectorQuantizer(DIM, codes, seed=0), model.decoder)
+    z = model.encoder(x)
+    table = measure(losses_of(model, x), model, z=z, loss_of=lambda q: q.sum() * 0)
+    assert table.straight_through == (None, 32 * (codes - 1))
+    assert "correlation undefined" in str(table)
+    assert json.loads(json.dumps(table.to_json(), allow_nan=False))["straight_through"]["correlation"] is None
+
+
+def test_a_wide_table_is_turned_and_many_cosines_are_cut() -> None:
+    groups = {f"a_group_with_a_name_{i}": torch.ones(2, requires_grad=True) for i in range(12)}
+    total = torch.stack(list(groups.values())).sum()
+    table = measure({"first": total, "second": 2 * total}, groups)
+    lines = str(table).splitlines()
+    assert max(map(len, lines)) <= 100
+    assert lines[0].split() == ["gradient", "norm", "first", "second"]
+    assert lines[-1] == "and 4 more, all greater: see .cosines"
+    assert sum(line.startswith("cosine at ") for line in lines) == 8
+
+
+def test_what_wraps_a_model_is_no_group() -> None:
+    model, x = parts()
+    wrapped = nn.Sequential(nn.Sequential(model))
+    assert set(measure(losses_of(model, x), wrapped).routes["codebook"]) == {"encoder", "quantizer", "decoder"}
+
+
 # --- bad input ----------------------------------------------------------------------------------------------------
 
 
@@ -246,7 +327,8 @@ def test_bad_losses_are_refused_in_a_line() -> None:
     model, x = parts()
     x_hat, _, losses = model(x)
     for found, said in [
-        ({}, "losses is empty"),
+        ({}, "losses must name at least one"),
+        ([losses.total], "losses must name at least one"),
         ({"r": (x_hat - x).square()}, r"losses\['r'\] has shape \(32, 5\); it must be a scalar tensor: take its mean"),
         ({"r": 0.5}, r"losses\['r'\] is a float"),
         ({"r": losses.total.detach()}, "has no graph: it was detached"),
@@ -256,6 +338,15 @@ def test_bad_losses_are_refused_in_a_line() -> None:
             measure(found, model)
 
 
+def test_a_reentrant_checkpoint_hides_its_parameters_and_is_refused() -> None:
+    model, x = parts()
+    hidden = checkpoint(model.encoder, x.requires_grad_(), use_reentrant=True)
+    with pytest.raises(ValueError, match="reentrant activation checkpoint"):
+        measure({"r": model.decoder(hidden).sum()}, model)
+    seen = checkpoint(model.encoder, x, use_reentrant=False)
+    assert measure({"r": model.decoder(seen).sum()}, model).routes["r"]["encoder"].kind == "flows"
+
+
 def test_bad_models_and_latents_are_refused_in_a_line() -> None:
     model, x = parts()
     found, z = losses_of(model, x), model.encoder(x)
@@ -263,8 +354,25 @@ def test_bad_models_and_latents_are_refused_in_a_line() -> None:
         measure(found, model, z=z)
     with pytest.raises(ValueError, match="holds 0 quantizers of vqkit: pass codebook="):
         measure(found, {"encoder": model.encoder}, z=z, loss_of=lambda q: q.sum())
-    with pytest.raises(ValueError, match=r"z has shape \(32, 5\); its last axis, or axis 1, must be dim=8 long"):
+    with pytest.raises(ValueError, match=r"z has shape \(32, 5\); its last axis must be 8 long"):
         measure(found, model, z=x, loss_of=lambda q: q.sum())
+    with pytest.raises(ValueError, match="two axes are 8 long: move the channels to the end"):
+        measure(
+            found,
+            model.encoder,
+            z=z.view(2, 8, 2, 1, 8)[:, :, 0, 0],
+            loss_of=lambda q: q.sum(),
+            codebook=torch.ones(3, 8),
+        )
+    with pytest.raises(ValueError, match="of an embedding its weight"):
+        measure(found, model, z=z, loss_of=lambda q: q.sum(), codebook=nn.Embedding(3, 8))
+    with pytest.raises(ValueError, match=r"loss_of\(z_q\) has no graph"):
+        measure(found, model, z=z, loss_of=lambda q: q.detach().sum())
+    for group in ([model.encoder, model.decoder], 3):
+        with pytest.raises(ValueError, match=r"model\['a'\] must be a module, a tensor or a sequence"):
+            measure(found, {"a": group})
+    with pytest.raises(ValueError, match="model is a list"):
+        measure(found, [model])
     with pytest.raises(ValueError, match="loss_of returned"):
         measure(found, model, z=z, loss_of=lambda q: q)
     with pytest.raises(ValueError, match="nothing that requires a gradient"):

@@ -9,6 +9,7 @@ import shlex
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from importlib import import_module
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -233,6 +234,10 @@ def audit(
     arguments: Annotated[
         tuple[tuple[str, ...], ...], UseAppendAction, arg(name="arg", metavar="NAME=VALUE ...", help_behavior_hint="")
     ] = (),
+    dim: Annotated[int | None, arg(metavar="N", help_behavior_hint="")] = None,
+    tell: Annotated[
+        tuple[tuple[str, ...], ...], UseAppendAction, arg(metavar="NAME=VALUE ...", help_behavior_hint="")
+    ] = (),
     out: Annotated[str | None, arg(constructor=str, metavar="PAGE.html", aliases=["-o"], help_behavior_hint="")] = None,
     as_json: Annotated[bool, arg(name="json", help_behavior_hint=""), FlagCreatePairsOff] = False,
 ) -> int:
@@ -241,14 +246,23 @@ def audit(
     Args:
         layer: the class of the layer, for example vqkit:VectorQuantizer
         arguments: what it is built with: --arg dim=64 codebook_size=512
+        dim: the length of its vectors; without it, that among its arguments, else 16
+        tell: what cannot be found out: --tell takes="channels first" z_q=0 indices=2.1 loss=1 codebook=embedding.weight
         out: a page to write as well; it must not exist yet
         as_json: print JSON
     """
-    from vqkit.gradients.audit import audit_class
+    from vqkit.gradients.audit import Conventions, audit_class
 
     if out is not None:
         _require_new(out)
-    found = audit_class(layer, [argument for group in arguments for argument in group])
+    told = dict(text.partition("=")[::2] for group in tell for text in group)
+    names = [field.name for field in fields(Conventions)]
+    if not set(told) <= set(names):
+        raise UsageError(f"--tell {' '.join(told)}: one can tell {', '.join(names)}, each as NAME=VALUE.")
+    try:
+        found = audit_class(layer, [text for group in arguments for text in group], dim, tell=Conventions(**told))
+    except ValueError as error:
+        raise UsageError(error) from error
     print(json.dumps(found.to_json(), indent=2) if as_json else found)
     if out is not None:
         with builtins.open(out, "x", encoding="utf-8") as file:
@@ -305,6 +319,8 @@ def _command(arguments: Sequence[str]) -> int:
 
 def _require_new(page: str) -> None:
     """Said before anything is measured: nothing is overwritten, and what was measured must find a place."""
+    if not page:
+        raise FileNotFoundError("-o is empty: name the page to write.")
     if os.path.lexists(page):
         raise FileExistsError(f"{page} exists already and is not overwritten: choose another name with -o.")
     if not os.path.isdir(os.path.dirname(page) or "."):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -10,7 +11,7 @@ from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 
 Node = Any  # of autograd's graph: a grad_fn
-Kind = Literal["flows", "zero", "no path", "no parameters"]
+Kind = Literal["flows", "zero", "no path", "no parameters", "not finite"]
 
 
 class Edge(NamedTuple):
@@ -25,7 +26,7 @@ class Route(NamedTuple):
     """What a loss gives to a group of tensors: the L2 norm of its gradient, and for a zero which kind of zero it is.
 
     ``"zero"``: there is a path, and what comes along it is exactly 0. ``"no path"``: nothing connects them.
-    ``"no parameters"``: nothing there takes a gradient.
+    ``"no parameters"``: nothing there takes a gradient. ``"not finite"``: NaN or infinity arrives.
     """
 
     norm: float
@@ -35,9 +36,11 @@ class Route(NamedTuple):
 def edges_of(loss: Tensor) -> list[Edge]:
     """Every edge of the graph behind ``loss``, each once, those nearest to the loss first."""
     found: list[Edge] = []
+    if loss.grad_fn is None:
+        return found
     waiting, seen = [loss.grad_fn], {loss.grad_fn}
     for node in waiting:
-        for target, output in node.next_functions if node is not None else ():
+        for target, output in node.next_functions:
             if target is None:
                 continue
             found.append(Edge(node, target, output))
@@ -61,7 +64,7 @@ def _end(tensor: Tensor) -> tuple[Node, int]:
 
 
 def gradients(loss: Tensor, tensors: Sequence[Tensor]) -> list[Tensor | None]:
-    """``d loss / d tensor`` for each, None where there is no path; fills no ``.grad`` and keeps the graph."""
+    """``d loss / d tensor`` for each, None where there is no path; fills no ``.grad`` of a leaf and keeps the graph."""
     paths = reached(loss, tensors)
     ends = [t for t, path in zip(tensors, paths, strict=True) if path]
     found = iter(torch.autograd.grad(loss, ends, retain_graph=True, allow_unused=True) if ends else ())
@@ -81,8 +84,14 @@ def route_of(arrived: Sequence[Tensor | None]) -> Route:
     """The route that gradients say: ``norm = sqrt(sum of squares)`` over all of them."""
     if not arrived:
         return Route(0.0, "no parameters")
-    live = [g.detach().double().square().sum() for g in arrived if g is not None]
+    live = [real(g).square().sum().cpu() for g in arrived if g is not None]
     if not live:
         return Route(0.0, "no path")
     norm = float(torch.stack(live).sum().sqrt())
-    return Route(norm, "flows" if norm else "zero")
+    return Route(norm, "zero" if norm == 0 else "flows" if math.isfinite(norm) else "not finite")
+
+
+def real(gradient: Tensor) -> Tensor:
+    """As flat real numbers in float64; of complex ones both parts."""
+    flat = gradient.detach().flatten()
+    return (torch.view_as_real(flat).flatten() if flat.is_complex() else flat).double()

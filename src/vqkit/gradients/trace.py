@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import combinations
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 
-from vqkit.functional import nearest_codes
-from vqkit.gradients.routes import Route, gradients, route_of
+from vqkit.gradients import kept
+from vqkit.gradients.quality import Quality, straight_through_quality
+from vqkit.gradients.routes import Route, edges_of, gradients, real, route_of
 from vqkit.gradients.text import aligned
 from vqkit.quantizers import ChannelsFirst, VectorQuantizer
 
@@ -20,16 +21,8 @@ if TYPE_CHECKING:
     from jaxtyping import Float
 
 Group = nn.Module | Tensor | Sequence[Tensor]
-_NEXT = 5  # codes after the chosen one that each vector is tried with
-_VECTORS = 64  # of the batch, evenly spaced: each costs 5 evaluations of the loss
-_SAID = {"zero": "0 on a path", "no path": "no path", "no parameters": "no parameters"}
-
-
-class Quality(NamedTuple):
-    """How well the gradient at z_q foretells what another code does: Pearson's correlation over ``changes`` trials."""
-
-    correlation: float
-    changes: int
+_WIDE = 100  # letters: a wider table is turned, its groups one below the other
+_PAIRS = 8  # cosines that are printed, those that oppose each other most; ``cosines`` has them all
 
 
 @dataclass(frozen=True)
@@ -41,25 +34,34 @@ class Trace:
     straight_through: Quality | None = None
 
     def to_json(self) -> dict[str, Any]:
+        def entry(route: Route) -> dict[str, Any]:  # NaN is no JSON
+            return {"norm": route.norm if math.isfinite(route.norm) else None, "kind": route.kind}
+
         return {
-            "routes": {loss: {g: r._asdict() for g, r in row.items()} for loss, row in self.routes.items()},
+            "routes": {loss: {g: entry(r) for g, r in row.items()} for loss, row in self.routes.items()},
             "cosines": {g: {" / ".join(pair): c for pair, c in row.items()} for g, row in self.cosines.items()},
             "straight_through": self.straight_through and self.straight_through._asdict(),
         }
 
     def __str__(self) -> str:
         rows = [["gradient norm", *next(iter(self.routes.values()))]]
-        for loss, row in self.routes.items():
-            rows.append([loss, *(_SAID.get(r.kind, f"{r.norm:.4g}") for r in row.values())])
-        lines = [aligned(rows)]
-        for group, pairs in self.cosines.items():
-            lines += [f"cosine at {group}: {a} and {b} {value:+.3f}" for (a, b), value in pairs.items()]
+        rows += [[loss, *map(_cell, row.values())] for loss, row in self.routes.items()]
+        text = aligned(rows)
+        if max(map(len, text.splitlines())) > _WIDE:
+            text = aligned(list(zip(*rows, strict=True)))
+        pairs = [(c, group, *pair) for group, row in self.cosines.items() for pair, c in row.items()]
+        lines = [f"cosine at {group}: {a} and {b} {c:+.3f}" for c, group, a, b in sorted(pairs)[:_PAIRS]]
+        if len(pairs) > _PAIRS:
+            lines.append(f"and {len(pairs) - _PAIRS} more, all greater: see .cosines")
         if self.straight_through is not None:
             value, changes = self.straight_through
-            lines.append(
-                f"straight-through: correlation {value:.3f} with the measured change, {changes} changes of code"
-            )
-        return "\n".join(lines)
+            said = "undefined" if value is None else f"{value:.3f} with the measured change"
+            lines.append(f"straight-through: correlation {said}, {changes} changes of code")
+        return "\n".join([text, *lines])
+
+
+def _cell(route: Route) -> str:
+    return {"flows": f"{route.norm:.4g}", "zero": "0 on a path"}.get(route.kind, route.kind)
 
 
 def trace(
@@ -73,26 +75,30 @@ def trace(
     """Prints and returns which loss reaches which group of parameters: ``|d loss / d group|``, and each zero's kind.
 
     A zero is ``no path`` where autograd's graph, walked from the loss, does not lead to the group; ``0 on a path``
-    where it does and what arrives is exactly 0. Cosines are those of two losses' gradients at a group that both reach.
+    where it does and what arrives is exactly 0. (A custom function and a compiled graph are one node: what is not
+    connected inside them is 0 on a path too, as from the reconstruction to our codebook.) Cosines are those of two
+    losses' gradients at a group that both reach.
 
     With ``z``, what the quantizer was given, and ``loss_of``, the loss as a function of z_q in the shape of z, also the
     straight-through quality. The straight-through gradient g promises that taking code j for the chosen k changes the
     loss by ``g.(e_j - e_k)``; for 64 vectors, evenly spaced, each of the 5 next codes is tried, and the promise is
-    correlated with what happened. ``loss_of`` runs 321 times with one random state.
+    correlated with what happened. ``loss_of`` runs up to 322 times, each from the same random state.
 
-    No gradient, statistic, buffer or random state is changed, and the losses' graphs are kept.
+    No gradient of a leaf, statistic, buffer of ``model`` or random state is changed; graphs are kept.
+    Hooks run as in any backward pass, that of ``retain_grad()`` among them.
 
     Args:
         losses: scalars by name, already computed.
         model: groups are its children; or groups by name: modules, tensors (an activation too), sequences of tensors.
-        z: (..., dim), or (batch, dim, ...) where the model's quantizer is ``ChannelsFirst`` or the codebook says so.
-        loss_of: z_q to a scalar.
+        z: (..., dim); or (batch, dim, ...) where the last axis has another length, or the model has ``ChannelsFirst``.
+        loss_of: z_q to a scalar in float32 or wider, since one code changes a loss by little.
         codebook: (codes, dim); needed where ``model`` is not a module that holds one quantizer of vqkit.
 
     Raises:
-        ValueError: a loss that is no scalar, or depends on nothing in the model; z without loss_of; no codebook.
+        ValueError: a loss that is no scalar, has no graph (any more) or depends on nothing in the model; z without
+            loss_of; no codebook, or more than one.
 
-    >>> import vqkit
+    >>> import torch, vqkit
     >>> model = vqkit.VQVAE(nn.Linear(9, 4), vqkit.VectorQuantizer(dim=4, codebook_size=8, seed=0), nn.Linear(4, 9))
     >>> x = torch.ones(5, 9)
     >>> x_hat, _, losses = model(x)
@@ -118,15 +124,21 @@ def measure(
     codebook: Float[Tensor, "codes dim"] | None = None,
 ) -> Trace:
     """``trace`` without a word."""
-    if not losses:
-        raise ValueError('losses is empty: pass at least one, as in {"reconstruction": loss}.')
+    if not isinstance(losses, Mapping) or not losses:
+        raise ValueError('losses must name at least one, as in {"reconstruction": loss}.')
     groups = _groups(model)
     every = [tensor for tensors in groups.values() for tensor in tensors]
     arrived: dict[str, dict[str, list[Tensor | None]]] = {}
     with _unchanged(model):
         for name, loss in losses.items():
             _check_loss(name, loss)
-            found = iter(gradients(loss, every))
+            try:
+                found = iter(gradients(loss, every))
+            except RuntimeError as error:
+                raise ValueError(
+                    f"losses[{name!r}] cannot be differentiated: {str(error).partition('.')[0]}. Trace before "
+                    "backward(), which frees the graph, or call backward(retain_graph=True)."
+                ) from error
             arrived[name] = {group: [next(found) for _ in tensors] for group, tensors in groups.items()}
             if all(gradient is None for row in arrived[name].values() for gradient in row):
                 raise ValueError(
@@ -134,7 +146,8 @@ def measure(
                 )
         quality = None
         if z is not None and loss_of is not None:
-            quality = _quality(z, loss_of, _codes(model, codebook), _channels_first(model))
+            codes = _codes(model, codebook)
+            quality = straight_through_quality(z, loss_of, codes, _channels_first(z, codes.shape[1], model))
         elif (z is None) != (loss_of is None):
             raise ValueError("z and loss_of come together: z is what the quantizer was given, loss_of(z_q) the loss.")
     routes = {loss: {group: route_of(found) for group, found in row.items()} for loss, row in arrived.items()}
@@ -142,25 +155,41 @@ def measure(
 
 
 def _groups(model: nn.Module | Mapping[str, Group]) -> dict[str, list[Tensor]]:
-    named: Mapping[str, Group] = dict(model.named_children()) if isinstance(model, nn.Module) else model
+    named: Mapping[str, Group]
     if isinstance(model, nn.Module):
-        own = [p for p in model.parameters(recurse=False) if p.requires_grad]
-        named = {**named, type(model).__name__: own} if own or not named else named
+        inner = model
+        while len(children := dict(inner.named_children())) == 1 and not _own(inner):
+            (inner,) = children.values()  # DataParallel, a compiled model: what they wrap is meant
+        named = {**children, **({type(inner).__name__: own} if (own := _own(inner)) else {})}
+    elif isinstance(model, Mapping):
+        named = model
+    else:
+        raise ValueError(f"model is a {type(model).__name__}; it must be a torch.nn.Module, or groups by name.")
     groups = {}
     for name, group in named.items():
-        tensors = (
-            group.parameters() if isinstance(group, nn.Module) else [group] if isinstance(group, Tensor) else group
-        )
+        listed = [group] if isinstance(group, Tensor) else group
+        tensors = list(group.parameters()) if isinstance(group, nn.Module) else listed
+        if not isinstance(tensors, Sequence) or not all(isinstance(tensor, Tensor) for tensor in tensors):
+            raise ValueError(f"model[{name!r}] must be a module, a tensor or a sequence of tensors.")
         groups[name] = [tensor for tensor in tensors if tensor.requires_grad]
     if not any(groups.values()):
         raise ValueError(f"model ({type(model).__name__}) has nothing that requires a gradient: unfreeze a part of it.")
     return groups
 
 
+def _own(module: nn.Module) -> list[nn.Parameter]:
+    return [parameter for parameter in module.parameters(recurse=False) if parameter.requires_grad]
+
+
 def _check_loss(name: str, loss: Tensor) -> None:
     if not isinstance(loss, Tensor) or loss.numel() != 1:
         what = f"has shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"is a {type(loss).__name__}"
         raise ValueError(f"losses[{name!r}] {what}; it must be a scalar tensor: take its mean.")
+    if any("CheckpointFunction" in edge.target.name() for edge in edges_of(loss)):
+        raise ValueError(
+            f"losses[{name!r}] passed a reentrant activation checkpoint, which hides its parameters from the graph: "
+            "pass use_reentrant=False to torch.utils.checkpoint."
+        )
     if not loss.requires_grad:
         raise ValueError(
             f"losses[{name!r}] has no graph: it was detached or computed under no_grad. (Under EMA the codebook loss "
@@ -176,46 +205,9 @@ def _cosines(
         live = [loss for loss in routes if routes[loss][group].kind == "flows"]
         for a, b in combinations(live, 2):
             pairs = zip(arrived[a][group], arrived[b][group], strict=True)
-            dot = sum(float((x.double() * y.double()).sum()) for x, y in pairs if x is not None and y is not None)
-            value = dot / (routes[a][group].norm * routes[b][group].norm)
-            cosines.setdefault(group, {})[a, b] = value
+            dot = sum(float(real(x) @ real(y)) for x, y in pairs if x is not None and y is not None)
+            cosines.setdefault(group, {})[a, b] = dot / (routes[a][group].norm * routes[b][group].norm)
     return cosines
-
-
-def _quality(z: Tensor, loss_of: Callable[[Tensor], Tensor], codes_KD: Tensor, channels_first: bool) -> Quality:
-    dim = codes_KD.shape[1]
-    axis = 1 if z.ndim > 2 and z.shape[1] == dim and (channels_first or z.shape[-1] != dim) else -1
-    if z.shape[axis] != dim:
-        raise ValueError(f"z has shape {tuple(z.shape)}; its last axis, or axis 1, must be dim={dim} long.")
-    last = z.detach().movedim(axis, -1)
-    vectors_ND = last.reshape(-1, dim)
-
-    def evaluate(q_ND: Tensor) -> Tensor:
-        torch.manual_seed(0)  # dropout and noise fall the same way each time; the caller's state is put back
-        loss = loss_of(q_ND.view(last.shape).movedim(-1, axis).to(z.dtype))
-        if not isinstance(loss, Tensor) or loss.numel() != 1:
-            raise ValueError(f"loss_of returned {type(loss).__name__}; it must return a scalar tensor.")
-        return loss
-
-    tried = torch.linspace(0, len(vectors_ND) - 1, min(_VECTORS, len(vectors_ND))).round().long()
-    q_ND = codes_KD[nearest_codes(vectors_ND, codes_KD)]
-    wide = codes_KD.cpu().double()  # the chosen code comes first in this order of 64 rows, then the next ones
-    order = torch.cdist(vectors_ND[tried].cpu().double(), wide).argsort(1)[:, 1 : 1 + _NEXT]
-    with torch.enable_grad():
-        at = q_ND.clone().requires_grad_()
-        (slope_ND,) = torch.autograd.grad(evaluate(at), at)
-    wide_q = q_ND.cpu().double()
-    promised, happened = [], []
-    with torch.no_grad():
-        before = float(evaluate(q_ND))
-        for n, others in zip(tried.tolist(), order.tolist(), strict=True):
-            for j in others:
-                moved = q_ND.clone()
-                moved[n] = codes_KD[j]
-                promised.append(float(slope_ND[n].cpu().double() @ (wide[j] - wide_q[n])))
-                happened.append(float(evaluate(moved)) - before)
-    pairs = torch.tensor([promised, happened], dtype=torch.float64)
-    return Quality(float(torch.corrcoef(pairs)[0, 1]), len(promised))
 
 
 def _modules(model: nn.Module | Mapping[str, Group]) -> Iterator[nn.Module]:
@@ -230,11 +222,20 @@ def _codes(model: nn.Module | Mapping[str, Group], codebook: Tensor | None) -> T
         raise ValueError(
             f"model holds {len(found)} quantizers of vqkit: pass codebook=, (codes, dim), of the one meant."
         )
-    return (next(iter(found.values())) if codebook is None else codebook).detach()
+    codes = next(iter(found.values())) if codebook is None else codebook
+    if not isinstance(codes, Tensor) or codes.ndim != 2:
+        raise ValueError("codebook must be a tensor of shape (codes, dim): of an embedding its weight.")
+    return codes.detach()
 
 
-def _channels_first(model: nn.Module | Mapping[str, Group]) -> bool:
-    return any(isinstance(module, ChannelsFirst) for module in _modules(model))
+def _channels_first(z: Tensor, dim: int, model: nn.Module | Mapping[str, Group]) -> bool:
+    if z.ndim < 3 or z.shape[1] != dim:
+        return False
+    if z.shape[-1] == dim and not any(isinstance(module, VectorQuantizer) for module in _modules(model)):
+        raise ValueError(
+            f"z has shape {tuple(z.shape)}, in which two axes are {dim} long: move the channels to the end."
+        )
+    return z.shape[-1] != dim or any(isinstance(module, ChannelsFirst) for module in _modules(model))
 
 
 @contextmanager
@@ -243,12 +244,12 @@ def _unchanged(model: nn.Module | Mapping[str, Group]) -> Iterator[None]:
 
     Copies stand in meanwhile: a graph keeps the buffers that it saw and refuses to run once they were written to.
     """
-    kept = [(m._buffers, name, buffer) for m in _modules(model) for name, buffer in m.named_buffers(recurse=False)]
-    with torch.random.fork_rng():
+    buffers = [(m._buffers, name, buffer) for m in _modules(model) for name, buffer in m.named_buffers(recurse=False)]
+    with kept.random_state():
         try:
-            for place, name, buffer in kept:
+            for place, name, buffer in buffers:
                 place[name] = buffer.clone()
             yield
         finally:
-            for place, name, buffer in kept:
+            for place, name, buffer in buffers:
                 place[name] = buffer

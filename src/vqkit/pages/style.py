@@ -70,7 +70,7 @@ header+.pairs{margin-top:2.6rem} header+.pairs td{font-size:clamp(1.2rem,3vw,1.6
 section>details{margin-top:1.8rem} details>:not(summary){margin-top:.9rem}
 summary{cursor:pointer;font-size:.9375rem;color:var(--line-0)}
 
-@media (max-width:560px){section{margin-top:3rem}
+@media (max-width:560px){section{margin-top:3rem} .grid{font-size:.8125rem} .grid :is(td,th){padding-left:.8rem}
 .rows:not(.small) .row{grid-template-columns:repeat(2,1fr)}
 .rows:not(.small) figcaption{grid-column:2;grid-row:2;flex-direction:column;justify-content:start}
 .two:not(.small) figcaption{grid-row:1} .headline{grid-template-columns:1fr 1fr} header+.headline dd{font-size:1.7rem}}

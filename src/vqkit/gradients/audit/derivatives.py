@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from vqkit import reference
-from vqkit.gradients.audit.probes import Found, finding, ready
+from vqkit.gradients.audit.findings import Found, finding
 from vqkit.gradients.audit.report import Kept, NotMeasured, law
 from vqkit.gradients.audit.subject import Subject
 from vqkit.gradients.routes import gradients
@@ -22,7 +22,7 @@ def _pulled_back(z_q: Tensor, g: Tensor, end: Tensor) -> Tensor:
 def law_05_estimator(subject: Subject) -> Found:
     """The gradient of z_q reaches z by the estimator's closed form."""
     g, z = torch.randn(4, 16, subject.dim), torch.randn(4, 16, subject.dim, requires_grad=True)
-    z_q = ready(subject)(z).z_q
+    z_q = subject.fresh()(z).z_q
     found = _pulled_back(z_q, g, z)
     gain, times = float(found.norm() / g.norm()), float((found * g).sum() / g.square().sum())
     if gain < 1e-6:
@@ -40,7 +40,7 @@ def law_05_estimator(subject: Subject) -> Found:
 
 def law_05_leak(subject: Subject) -> Found:
     """Nothing of the gradient of z_q reaches the codebook."""
-    copy, g = ready(subject), torch.randn(4, 16, subject.dim)
+    copy, g = subject.fresh(), torch.randn(4, 16, subject.dim)
     leak = float(_pulled_back(copy(torch.randn_like(g).requires_grad_()).z_q, g, copy.tensor).norm())
     measured = f"of a gradient of norm {float(g.norm()):.3g} at z_q one of {leak:.3g} arrives in the codebook"
     return [finding("leak", measured)] if leak else []
@@ -48,7 +48,7 @@ def law_05_leak(subject: Subject) -> Found:
 
 def law_10_gain(subject: Subject) -> Found:
     """The gain |dL/dz| / |dL/dz_q| is finite and below 100 for z near 0, at e, at -e and beside it."""
-    copy, e, aside = ready(subject), torch.randn(subject.dim), torch.randn(subject.dim)
+    copy, e, aside = subject.fresh(), torch.randn(subject.dim), torch.randn(subject.dim)
     copy.place(e.expand(copy.codes, -1).clone())
     points = {"z = 0": 0 * e, "z = e": e, "z = -e": -e, "z = -0.001 e": -1e-3 * e}
     points |= {f"|z| = {s * float(aside.norm()):.0e}": s * aside for s in (1e-2, 1e-4, 1e-8, 1e-30)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import combinations
@@ -9,8 +10,9 @@ from itertools import combinations
 import torch
 from torch import Tensor, nn
 
+from vqkit.codebooks.starts import DataStart
 from vqkit.gradients.audit.report import NotMeasured
-from vqkit.gradients.audit.subject import LAYOUTS, Subject, alone, arranged, as_indices, leaves, state_of
+from vqkit.gradients.audit.subject import COMPOSED, LAYOUTS, Subject, alone, arranged, as_indices, leaves, state_of
 from vqkit.gradients.routes import edges_of, reached
 from vqkit.quantizers import VectorQuantizer, start
 
@@ -52,19 +54,25 @@ def find_out(
     subject, z = _layout(Subject(layer, dim, "(B, T, D)", "", makes=makes), tell)
     subject = _outputs(subject, tell, z)
     found = _codebook(subject, tell.codebook, z)
-    if found is None:  # it may hold no codes before it has seen data
-        seen = subject.fresh()
-        seen(z)
-        found = _codebook(seen, tell.codebook, z)
     if found is None and tell.codebook is not None:
         raise ValueError(f"codebook is {tell.codebook!r}, but a change of its rows does not change z_q.")
+    subject = replace(subject, codebook=found and found[0], turned=bool(found and found[1]))
     if found is None and subject.indices is None:
         raise ValueError(
             f"layer ({type(layer).__name__}) is no vector quantizer of dim={dim}: it returns no index for each vector, "
-            "and no table's row moves what it returns. If it is one, tell=Conventions(indices=..., codebook=...) helps."
+            f"and no table's row moves what it returns. {_several(subject, z)}"
         )
-    subject = replace(subject, codebook=found and found[0], turned=bool(found and found[1]))
+    subject = replace(subject, composed=found is not None and _composed(subject, z), masks=_takes_mask(subject, z))
     return subject, _in_words(subject)
+
+
+def _several(subject: Subject, z: Tensor) -> str:
+    """What may help with a layer that seems to be no quantizer."""
+    for path, leaf in leaves(subject.fresh().layer(arranged(z, subject.takes))).items():
+        each, rest = divmod(leaf.numel(), z[..., 0].numel())
+        if not leaf.is_floating_point() and each > 1 and not rest:
+            return f"At {path!r} it has {each} integers for each: audit one of the quantizers that it is made of."
+    return "If it is one, tell=Conventions(indices=..., codebook=...) helps."
 
 
 # --- what it takes ------------------------------------------------------------------------------------------------
@@ -77,11 +85,13 @@ def _layout(bare: Subject, tell: Conventions) -> tuple[Subject, Tensor]:
     tried: list[tuple[Subject, Tensor] | None] = []
     for takes in _TAKES[tell.takes] if tell.takes else LAYOUTS:
         z = torch.randn(*_lengths(bare, 2 + (takes == "(B, D, H, W)")), bare.dim)
-        given = arranged(z, takes)
+        given, layer, waiting = arranged(z, takes), bare.fresh().layer, _unstarted(bare.fresh().layer)
         try:
-            layer = bare.fresh().layer
-            if any(isinstance(module, VectorQuantizer) and module.pending for module in layer.modules()):
-                start(layer, [given])
+            if _waits(layer):
+                most = max(size for tensor in state_of(layer).values() for size in tensor.shape)  # K, or more
+                many = arranged(torch.randn(1, most, bare.dim), takes)
+                start(layer, [many])  # quantizers of vqkit; all others in a training step
+                layer(many)
             found = leaves(replace(bare, layer=layer).fresh(train=False).layer(given))
         except Exception as error:
             text = " ".join(f"{error}".split())[:200]
@@ -89,7 +99,8 @@ def _layout(bare: Subject, tell: Conventions) -> tuple[Subject, Tensor]:
             continue
         like_z = [p for p, leaf in found.items() if leaf.is_floating_point() and leaf.shape == given.shape]
         paths = [p for p in like_z if not torch.equal(found[p], given) and tell.z_q in (None, p)]
-        tried += [(replace(bare, layer=layer, takes=takes, z_q=paths[0]), z)] if paths else [None]
+        subject = replace(bare, layer=layer, waiting=waiting, takes=takes, z_q=paths[0] if paths else "")
+        tried += [(subject, z)] if paths else [None]
     told = "; ".join(f"{takes}: {text}" for text, takes in said.items())
     if any(tried):
         return max(filter(None, tried), key=lambda pair: alone(*pair))
@@ -103,6 +114,21 @@ def _layout(bare: Subject, tell: Conventions) -> tuple[Subject, Tensor]:
     raise ValueError(
         f"layer ({name}) takes no vectors of dim={bare.dim}: dim is the length of its vectors. It said: {told}"
     )
+
+
+def _unstarted(layer: nn.Module) -> nn.Module | None:
+    """The layer, put back where it is of vqkit, if its codebook is to start from data."""
+    for module in layer.modules():
+        if isinstance(module, VectorQuantizer) and isinstance(module.start, DataStart):
+            entries = module.state_dict()
+            module.load_state_dict({**entries, "codebook": 0 * entries["codebook"], "started": 0 * entries["started"]})
+    return layer if _waits(layer) else None
+
+
+def _waits(layer: nn.Module) -> bool:
+    """Whether a flag says that the codebook has not started; it will, from the first batch."""
+    named = [tensor for name, tensor in state_of(layer).items() if "init" in name or "start" in name]
+    return any(flag.numel() == 1 and not bool(flag) for flag in named)
 
 
 def _lengths(bare: Subject, count: int) -> tuple[int, ...]:
@@ -186,6 +212,25 @@ def _makes_z_q(subject: Subject, z: Tensor, anywhere: bool) -> bool:
     return len(there) > 0 and float(there.median()) > 10 * (float(elsewhere.median()) if len(elsewhere) else 0)
 
 
+@torch.no_grad()
+def _composed(subject: Subject, z: Tensor) -> bool:
+    """Whether z_q is no row of the table, and yet stays where z moves a little: rows projected, or added up."""
+    copy, step = subject.fresh(train=False), 1e-3 * torch.randn_like(z)
+    out, moved = copy.fresh(train=False)(z), copy.fresh(train=False)(z + step).z_q
+    off = (out.z_q - copy.rows[out.indices]).norm(dim=-1).median() / out.z_q.norm(dim=-1).median()
+    return float(off) > 1e-3 and float((moved - out.z_q).norm(dim=-1).median()) < 0.01 * float(
+        step.norm(dim=-1).median()
+    )
+
+
+def _takes_mask(subject: Subject, z: Tensor) -> bool:
+    try:
+        subject.fresh()(z, torch.ones_like(z[..., 0]) > 0)
+        return "mask" in inspect.signature(subject.layer.forward).parameters
+    except Exception:
+        return False
+
+
 def _in_words(subject: Subject) -> dict[str, str]:
     held = f"not found: no table has rows of length {subject.dim} that move z_q where they were chosen, and only there"
     if subject.codebook is not None:
@@ -193,12 +238,14 @@ def _in_words(subject: Subject) -> dict[str, str]:
         held = f"{subject.codebook}, {tuple(subject.tensor.shape)}, {kind}"
     return {
         "takes": subject.takes,
-        "z_q": subject.z_q or "all that is returned",
-        "indices": subject.indices or "not returned: the code that z_q is",
+        "z_q": (subject.z_q or "all that is returned") + (f", {COMPOSED}" if subject.composed else ""),
+        "indices": subject.indices
+        or "not returned: the code that z_q is" + (" nearest to" if subject.composed else ""),
         "losses": ", ".join(subject.losses) or "none",
         "to be added": " + ".join(subject.total) or "nothing",
         "codebook": held,
         "encodes by": subject.encoder or "no method",
         "decodes by": subject.decoder or "no method",
         "mask": "mask=" if subject.masks else "none",
+        "start": "from data: what is not about the start was measured after it" if subject.waiting else "as built",
     }

@@ -2,83 +2,82 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable
 from functools import partial
 
 import torch
 from torch import Tensor
-from torch.optim import SGD, Adam, Optimizer
+from torch.optim import SGD, Adam
 from torch.utils.checkpoint import checkpoint
 
-from vqkit.gradients.audit.probes import Found, apart, finding, ready, unstarted
+from vqkit.gradients.audit.findings import Found, finding, percent
 from vqkit.gradients.audit.report import Kept, NotMeasured, law
-from vqkit.gradients.audit.subject import Outcome, Subject, state_of
-from vqkit.quantizers import VectorQuantizer, step
-
-
-def _objective(out: Outcome) -> Tensor:
-    return out.z_q.square().mean() + (0.0 if out.total is None else out.total)
-
-
-def _step(copy: Subject, optimizer: Optimizer | None = None) -> None:
-    if optimizer is not None:
-        optimizer.step()
-    if any(isinstance(module, VectorQuantizer) for module in copy.layer.modules()):
-        step(copy.layer, optimizer)
-
+from vqkit.gradients.audit.subject import EachResult, Subject, state_of
 
 # --- law 11: when it learns ---------------------------------------------------------------------------------------
 
 
 def _by_grad(copy: Subject, z: Tensor) -> None:
-    objective = _objective(copy(z.requires_grad_()))
+    objective = copy(z.requires_grad_()).objective
     if objective.requires_grad:
         torch.autograd.grad(objective, z, allow_unused=True)
-    _step(copy)
 
 
-# what is done, in training mode or not, and whether gradients are enabled
+# the finding, what is done, whether gradients are enabled
 _NOTHING = (
-    ("eval() and no_grad", False, False, Subject.__call__),
-    ("eval(), forward, backward and a step", False, True, Subject.learn),
-    ("no_grad in training mode", True, False, Subject.__call__),
-    ("forward alone in training mode", True, True, Subject.__call__),
-    ("torch.autograd.grad (gradient penalties, measuring)", True, True, _by_grad),
+    ("evaluation", "eval() and no_grad", False, Subject.__call__),
+    ("evaluation", "eval(), forward, backward and a step", True, Subject.learn),
+    ("forward", "no_grad in training mode", False, Subject.__call__),
+    ("forward", "forward alone in training mode", True, Subject.__call__),
+    ("forward", "torch.autograd.grad (gradient penalties, measuring)", True, _by_grad),
 )
+
+
+def _changed(copy: Subject, gradients: bool, way: Callable) -> str:
+    """The names of what changes in the state."""
+    copy.step()  # what a step does with nothing to learn from is not what is asked here
+    before = {key: tensor.clone() for key, tensor in state_of(copy.layer).items()}
+    with torch.set_grad_enabled(gradients):
+        way(copy, torch.randn(4, 16, copy.dim))
+    copy.step()
+    now = state_of(copy.layer)
+    return ", ".join(key for key in before if not torch.equal(before[key].nan_to_num(), now[key].nan_to_num()))
 
 
 def law_11_forward(subject: Subject) -> Found:
     """Nothing changes in evaluation, under no_grad, by forward alone or by autograd.grad."""
-    changes: dict[bool, list[str]] = {False: [], True: []}
-    for name, train, enabled, way in _NOTHING:
-        copy = ready(subject, train)
-        _step(copy)  # what a step does with nothing to learn from is not what is asked here
-        before = {key: tensor.clone() for key, tensor in state_of(copy.layer).items()}
-        with torch.set_grad_enabled(enabled):
-            way(copy, torch.randn(4, 16, subject.dim))
-        _step(copy)
-        now = state_of(copy.layer)
-        if keys := [key for key in before if not torch.equal(before[key].nan_to_num(), now[key].nan_to_num())]:
-            changes[train].append(f"{name} changes {', '.join(keys)}")
-    return [finding("forward" if train else "evaluation", "; ".join(said)) for train, said in changes.items() if said]
+    said: dict[str, list[str]] = {"evaluation": [], "forward": []}
+    for name, done, gradients, way in _NOTHING:
+        if names := _changed(subject.fresh(train=name == "forward"), gradients, way):
+            said[name].append(f"{done} changes {names}")
+    return [finding(name, "; ".join(told)) for name, told in said.items() if told]
+
+
+def law_11_unstarted(subject: Subject) -> Found:
+    """Evaluation does not start the codebook."""
+    try:
+        names = _changed(subject.unstarted().fresh(train=False), False, Subject.__call__)
+    except (ValueError, RuntimeError):
+        return [Kept(law(11), "evaluation before the first training step is an error")]
+    return [finding("early", f"before the first training step eval() and no_grad changes {names}")] if names else []
 
 
 def law_11_once(subject: Subject) -> Found:
     """A batch counts once under checkpointing, in four micro-batches, and where z needs no gradient."""
 
     def after(parts: int = 1, grad: bool = True, checkpointed: bool = False) -> Tensor:
-        copy = ready(subject)
+        copy = subject.fresh()
         torch.manual_seed(0)  # revival may draw
         if checkpointed:
             copy.layer.forward = partial(checkpoint, copy.layer.forward, use_reentrant=False)
         for part in z.chunk(parts):
-            objective = _objective(copy(part.clone().requires_grad_(grad))) / parts
+            objective = copy(part.clone().requires_grad_(grad)).objective / parts
             if objective.requires_grad:
                 objective.backward()
-        _step(copy, SGD([copy.tensor], lr=1.0) if copy.learnable else None)
+        copy.step(SGD([copy.tensor], lr=1.0) if copy.learnable else None)
         return copy.table()
 
-    z, start = torch.randn(8, 16, subject.dim), ready(subject).table()
+    z, start = torch.randn(8, 16, subject.dim), subject.table()
     plain = after()
     if torch.equal(plain, start):
         raise NotMeasured("one step does not move the codebook")
@@ -90,7 +89,7 @@ def law_11_once(subject: Subject) -> Found:
     ):
         off = float((way() - plain).norm() / (plain - start).norm())
         if not off < 0.01:
-            found.append(finding("once", f"under {name} the codebook's step is off by {100 * off:.3g} % of its length"))
+            found.append(finding("once", f"under {name} the codebook's step is off by {percent(off)} of its length"))
     return found
 
 
@@ -98,9 +97,9 @@ def law_11_step_between(subject: Subject) -> Found:
     """A codebook written between forward and backward leaves the gradients as they were."""
     z, arrived = torch.randn(4, 16, subject.dim, requires_grad=True), list[Tensor]()
     for change in (0.0, 0.5):
-        copy = ready(subject)
+        copy = subject.fresh()
         torch.manual_seed(0)
-        objective = _objective(copy(z))
+        objective = copy(z).objective
         with torch.no_grad():
             copy.tensor.add_(change)
         try:
@@ -108,10 +107,36 @@ def law_11_step_between(subject: Subject) -> Found:
         except RuntimeError as error:
             return [finding("written", f"a codebook written before backward: {' '.join(str(error).split())[:100]}")]
     off = float((arrived[1] - arrived[0]).norm() / arrived[0].norm())
-    return [finding("written", f"a codebook written before backward changes dL/dz by {100 * off:.3g} %")] if off else []
+    told = f"a codebook written before backward changes dL/dz by {percent(off)}"
+    return [finding("written", told)] if off > 1e-5 else []  # below that it is the order of a sum
 
 
 # --- law 12: averages ---------------------------------------------------------------------------------------------
+
+
+def apart(subject: Subject, average: bool = False) -> tuple[Subject, Tensor, Tensor, Tensor]:
+    """A copy that holds codes from N(0, 100); these; which of them are idle; vectors (1, n, D) beside the others.
+
+    With ``average`` it must learn without an optimizer.
+    """
+    copy = subject.fresh()
+    codes, idle = 10 * torch.randn(copy.codes, copy.dim), torch.arange(copy.codes) % max(2, copy.codes // 32) != 0
+    copy.place(codes)
+    numbers = (~idle).nonzero()[:, 0].repeat(64)[: max(64, int((~idle).sum()))]
+    near = (codes[numbers] + 0.01 * torch.randn(len(numbers), copy.dim))[None]
+    found = copy.fresh(train=False)(near).indices
+    if found is None or copy.codes < 2 or not torch.equal(found[0], numbers):
+        raise NotMeasured("vectors beside a code do not choose that code")
+    probe = copy.fresh()
+    probe.learn(near + 1)
+    if average and torch.equal(probe.table(), codes):
+        raise NotMeasured("the codebook moves by an optimizer, or not at all: it keeps no average")
+    return copy, codes, idle, near
+
+
+def _far(table: Tensor, vectors: Tensor, distance: float) -> Tensor:
+    """Which rows are farther than this from every vector: those that lie on one were revived."""
+    return torch.cdist(table, vectors).min(1).values > distance
 
 
 def law_12_average(subject: Subject) -> Found:
@@ -119,7 +144,7 @@ def law_12_average(subject: Subject) -> Found:
     copy, codes, _, _ = apart(subject, average=True)
     copy.learn((codes[torch.tensor([0] + 9 * [1])] + 0.5)[None])
     one, nine = ((copy.table() - codes)[:2].mean(1) / 0.5).tolist()
-    told = f"a code moves {100 * one:.3g} % of the way to 1 vector, {100 * nine:.3g} % to the mean of 9"
+    told = f"a code moves {percent(one)} of the way to 1 vector, {percent(nine)} to the mean of 9"
     if 0 < one < 0.9 and abs(nine / one - 1) < 0.05:
         return [finding("means", f"in batches of different sizes: {told}")]
     decays = [c * (1 - way) / (way + c * (1 - way)) if way else torch.nan for c, way in ((1, one), (9, nine))]
@@ -130,26 +155,21 @@ def law_12_average(subject: Subject) -> Found:
 
 def law_12_first_step(subject: Subject) -> Found:
     """On the first step codes that nothing chose stay where they are."""
-    copy = ready(subject.new() if subject.makes is not None else subject)
-    before, idle = copy.table(), torch.ones(copy.codes, dtype=torch.bool)
+    copy, before, idle = subject.fresh(), subject.table(), torch.ones(subject.codes, dtype=torch.bool)
     z = before[::2][:32].repeat(4, 1)
     z = (z + 0.01 * before.std() * torch.randn_like(z))[None]
-    chosen = copy.learn(z).indices
+    chosen, after = copy.learn(z).indices, copy.table()
     idle[slice(None) if chosen is None else chosen.view(-1)] = False
-    moved = idle & ((copy.table() - before).norm(dim=1) > 1e-3 * before.norm(dim=1))
-    moved &= torch.cdist(copy.table(), z[0]).min(1).values > 0.1 * before.std()  # the others were revived
+    moved = idle & ((after - before).norm(dim=1) > 1e-3 * before.norm(dim=1))
+    moved &= _far(after, z[0], 0.1 * float(before.std()))
     if not moved.any():
         return []
-    lengths = [float(table[moved].norm(dim=1).mean()) for table in (before, copy.table())]
+    lengths = [float(table[moved].norm(dim=1).mean()) for table in (before, after)]
     told = f"{int(moved.sum())} of {int(idle.sum())} idle codes move on the first step: their length goes from "
     told += f"{lengths[0]:.3g} to {lengths[1]:.3g}"
     if not 0.1 < lengths[1] / lengths[0] < 10:
         return [finding("idle codes", told)]
-    try:
-        unstarted(subject)
-    except NotMeasured:
-        return [finding("overwritten", told)]
-    return [finding("forgotten start", told)]
+    return [finding("overwritten" if subject.waiting is None else "forgotten start", told)]
 
 
 def law_12_idle(subject: Subject) -> Found:
@@ -164,13 +184,12 @@ def law_12_idle(subject: Subject) -> Found:
                 rows.data[idle] = (rows[idle].double() * left).to(tensor)
         for _ in range(40):
             copy.learn(near)
-        stayed = idle & ~(torch.cdist(copy.table(), near[0]).min(1).values < 1)  # the others were revived
-        off = ((copy.table() - codes).norm(dim=1) / codes.norm(dim=1))[stayed].nan_to_num(torch.inf, torch.inf)
+        off = ((copy.table() - codes).norm(dim=1) / codes.norm(dim=1))[idle & _far(copy.table(), near[0], 1)]
         if not len(off):
             raise NotMeasured("idle codes are revived first")
-        if float(off.max()) > 1e-3:
-            how = f"after {math.log(left) / math.log(0.99):,.0f} idle steps at decay 0.99 a code is off by"
-            return [finding("fading", f"{how} {float(off.max()):.2g} of its length")]
+        if not float(most := off.nan_to_num(torch.inf, torch.inf).max()) < 1e-3:
+            told = f"when idle steps have decayed its count and sum to {left:g} of what they were, a code is off by"
+            return [finding("fading", f"{told} {float(most):.2g} of its length")]
     return []
 
 
@@ -193,7 +212,7 @@ def law_12_half(subject: Subject) -> Found:
 
 def law_13_start(subject: Subject) -> Found:
     """The step after a start from data continues from it; a start with fewer points than codes leaves no zeros."""
-    waiting, found, tables = unstarted(subject), Found(), list[Tensor]()
+    waiting, found, tables = subject.unstarted(), Found(), list[Tensor]()
     copy = waiting.fresh()
     copy.learn((3 + torch.randn(5, copy.dim)).repeat(13, 1)[None])
     if empty := int((copy.table().norm(dim=1) < 1e-6).sum()):
@@ -206,9 +225,8 @@ def law_13_start(subject: Subject) -> Found:
         copy.learn(z[None])
         tables.append(copy.table())
     if not torch.equal(*tables):
-        found.append(
-            finding("seed", "started twice from the same vectors, under two seeds of PyTorch, the codes differ")
-        )
+        told = "started twice from the same vectors, under two seeds of PyTorch, the codes differ"
+        found.append(finding("seed", told))
     copy.learn(z[None])
     jump = float((copy.table() - tables[1]).norm(dim=1).median())
     told = f"the step after the start moves half of the codes by {jump:.3g} or more, for clusters of width 0.1"
@@ -224,25 +242,27 @@ def law_14_revival(subject: Subject) -> Found:
         copy, codes, idle, near = apart(subject)
         optimizer = Adam([copy.tensor], lr=0.1) if remembers else None
         copy.learn((codes[None] if remembers else near) + 0.1, optimizer)
-        revived, steps = torch.zeros_like(idle), 0
+        revived, put, steps = torch.zeros_like(idle), torch.zeros_like(idle), 0
+
+        def on_a_vector(before: Tensor) -> Tensor:
+            return idle & ((copy.rows - before).norm(dim=1) > 5) & ~_far(copy.rows, z[0], 0.2)  # Adam may have followed
+
         while not revived.any():
+            if steps == 60:
+                with EachResult(lambda _: put.logical_or_(on_a_vector(before))):
+                    copy.learn(z, optimizer)
+                told = f"no idle code moves onto a vector in {steps} steps of {z.shape[1]}"
+                if not put.any():
+                    raise NotMeasured(told)
+                told = f"{told}: within one step {int(put.sum())} of {int(idle.sum())} are put onto vectors"
+                return [finding("revival", f"{told}, and none is there when it ends")]
             before, z = copy.table(), near.repeat(1, -(-copy.codes // near.shape[1]), 1)
             z += 2 * torch.randn_like(z)
             copy.learn(z, optimizer)
-            revived = idle & ((copy.table() - before).norm(dim=1) > 5)
-            revived &= torch.cdist(copy.table(), z[0]).min(1).values < 0.2  # a step of Adam may have followed
-            steps += 1
-            if steps == 60 and not revived.any():
-                offered = [
-                    name for module in copy.layer.modules() for name, v in vars(module).items() if "dead" in name and v
-                ]
-                told = f"no idle code moves onto a vector in {steps} steps of {z.shape[1]}"
-                if not offered:
-                    raise NotMeasured(told)
-                return [finding("revival", f"{told}, though the layer has {', '.join(offered)}")]
+            revived, steps = on_a_vector(before), steps + 1
         before, elsewhere = copy.table(), codes[~idle][:1].expand(1, 8, -1)
         copy.learn(elsewhere, optimizer)
-        revived &= torch.cdist(copy.table(), elsewhere[0]).min(1).values > 0.1  # not once more
+        revived &= _far(copy.rows, elsewhere[0], 0.1)  # not once more
         moved = float((copy.table() - before)[revived].norm(dim=1).max()) if revived.any() else 0.0
         if moved > (1e-4 if remembers else 5):
             told = f"a revived code moves by {moved:.2g} in a step in which nothing chose it"
@@ -258,13 +278,22 @@ def law_14_batch_size(subject: Subject) -> Found:
         chunks = torch.randperm(copy.codes).chunk(parts)
         for numbers in 4 * chunks:
             copy.learn((codes[numbers] + 0.01 * torch.randn(len(numbers), copy.dim))[None])
-        replaced.append(100 * float(((copy.table() - codes).norm(dim=1) > 5).double().mean()))
-    told = f"in batches of {len(chunks[0])} vectors {replaced[1]:.3g} % of such codes are replaced, "
-    told += f"in batches of {copy.codes} {replaced[0]:.3g} %"
+        replaced.append(float(((copy.table() - codes).norm(dim=1) > 5).double().mean()))
+    told = f"in batches of {len(chunks[0])} vectors {percent(replaced[1])} of such codes are replaced, "
+    told += f"in batches of {copy.codes} {percent(replaced[0])}"
     return [finding("threshold", told)] if replaced[1] > replaced[0] else []
 
 
 CHECKS = (
-    *(law_11_forward, law_11_once, law_11_step_between, law_12_average, law_12_first_step, law_12_idle, law_12_half),
+    *(
+        law_11_forward,
+        law_11_unstarted,
+        law_11_once,
+        law_11_step_between,
+        law_12_average,
+        law_12_first_step,
+        law_12_idle,
+        law_12_half,
+    ),
     *(law_13_start, law_14_revival, law_14_batch_size),
 )

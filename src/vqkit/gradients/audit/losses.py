@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vqkit.gradients.audit.probes import Found, finding, ready
+from vqkit.gradients.audit.findings import Found, finding
 from vqkit.gradients.audit.report import Kept, NotMeasured, law
 from vqkit.gradients.audit.subject import Subject
 from vqkit.gradients.routes import gradients
@@ -48,12 +48,12 @@ def _near(a: float, b: float) -> bool:
 
 def _wide(subject: Subject) -> tuple[Subject, Tensor]:
     """A copy, and vectors (4, 16, D) for it, in float64; in float32 where the layer cannot."""
-    copy, z = ready(subject), torch.randn(4, 16, subject.dim)
+    copy, z = subject.fresh(), torch.randn(4, 16, subject.dim)
     copy.layer.double()
     try:
         copy.fresh()(z.double())
     except RuntimeError:
-        return ready(subject), z
+        return subject.fresh(), z
     return copy, z.double()
 
 
@@ -144,7 +144,7 @@ def law_08_gradients(subject: Subject) -> Found:
 
 def law_09_live(subject: Subject) -> Found:
     """Something moves the codebook, and every term of the loss moves something."""
-    copy, z = ready(subject), torch.randn(3, 4, 16, subject.dim)
+    copy, z = subject.fresh(), torch.randn(3, 4, 16, subject.dim)
     before, parameters = copy.table(), [p for p in copy.layer.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(parameters, lr=1.0) if parameters else None
     outs = [copy.learn(batch, optimizer) for batch in z]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from pickle import UnpicklingError
 
 import torch
 from torch import Tensor
 
-from vqkit.gradients.audit.probes import Found, apart, finding, ready
+from vqkit.gradients.audit.findings import Found, finding
+from vqkit.gradients.audit.learning import apart
 from vqkit.gradients.audit.subject import Subject
 
 
@@ -24,7 +26,7 @@ def _future(copy: Subject, z: Tensor, seed: int = 0) -> Tensor:
 def law_03_deterministic(subject: Subject) -> Found:
     """Two copies give the same codes and learn the same from the same vectors, whatever the random state."""
     z = torch.randn(4, 16, subject.dim)
-    one, other = (_future(ready(subject), z, seed) for seed in range(2))
+    one, other = (_future(subject.fresh(), z, seed) for seed in range(2))
     if torch.equal(one, other):
         return []
     drawn = not torch.equal(one[: -subject.codes], other[: -subject.codes])
@@ -34,7 +36,7 @@ def law_03_deterministic(subject: Subject) -> Found:
 
 def law_17_round_trip(subject: Subject) -> Found:
     """state_dict through torch.save, weights_only=True and a strict load: the same codes and the same next steps."""
-    trained, z, file = ready(subject), torch.randn(4, 16, subject.dim), io.BytesIO()
+    trained, z, file = subject.fresh(), torch.randn(4, 16, subject.dim), io.BytesIO()
     _future(trained, z)
     torch.save(trained.layer.state_dict(), file)
     file.seek(0)
@@ -43,7 +45,7 @@ def law_17_round_trip(subject: Subject) -> Found:
     except UnpicklingError:
         objects = [name for name, entry in trained.layer.state_dict().items() if not isinstance(entry, Tensor)]
         return [finding("pickle", f"torch.load with its default weights_only=True refuses {', '.join(objects)}")]
-    loaded = ready(subject) if subject.makes is None else subject.new()
+    loaded = subject.fresh() if subject.makes is None else replace(subject, layer=subject.makes()).fresh()
     loaded.layer.load_state_dict(entries, strict=True)
     after, resumed = _future(trained, z + 0.1), _future(loaded, z + 0.1)
     if torch.equal(after, resumed):
@@ -67,7 +69,7 @@ def law_17_strict(subject: Subject) -> Found:
 
 def law_17_set(subject: Subject) -> Found:
     """Codes that are written into the codebook stay: a step on vectors that are these codes moves none."""
-    codes, copy = apart(subject)[1], ready(subject)
+    codes, copy = apart(subject)[1], subject.fresh()
     copy.as_table(copy.tensor.detach()).copy_(codes)
     copy.learn(codes[None])
     moved = float((copy.table() - codes).norm() / codes.norm())

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from vqkit.gradients.audit.report import NotMeasured
 from vqkit.quantizers import VectorQuantizer, step
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
 LAYOUTS = ("(B, T, D)", "(B, D, H, W)", "(B, D, T)", "(N, D)")  # in the order in which they are tried
+COMPOSED = "no row of the table, though fixed by rows of it: projected, or a sum of several tables"
 _ENCODE = ("encode", "get_codebook_indices", "get_indices")
 _DECODE = ("decode", "get_output_from_indices", "get_codes_from_indices", "get_codebook_entry", "decode_code")
 
@@ -36,7 +38,11 @@ class Outcome(NamedTuple):
     losses: dict[str, Tensor]
     scalars: dict[str, Tensor]
     total: Tensor | None
-    raw: Any
+
+    @property
+    def objective(self) -> Tensor:
+        """What a training step minimises here: ``mean(z_q^2) + total``."""
+        return self.z_q.square().mean() + (0.0 if self.total is None else self.total)
 
 
 @dataclass(frozen=True)
@@ -45,7 +51,9 @@ class Subject:
 
     ``takes`` is one of ``LAYOUTS``; ``z_q``, ``indices``, ``losses`` and ``total`` (to be summed) are paths into what
     the layer returns: ``"2.1"``, ``"losses.total"``, "" for all of it; ``codebook`` is the name of a parameter or
-    buffer, and ``turned`` says that its columns are the codes; ``makes`` builds another layer.
+    buffer, ``turned`` says that its columns are the codes, and ``composed`` that what comes out is made of its rows, but
+    is none of them; ``masks``: forward takes mask=. ``waiting`` is the layer before it saw the vectors that its codebook
+    starts from; ``makes`` builds another layer.
     """
 
     layer: nn.Module
@@ -57,6 +65,9 @@ class Subject:
     total: tuple[str, ...] = ()
     codebook: str | None = None
     turned: bool = False
+    composed: bool = False
+    masks: bool = False
+    waiting: nn.Module | None = None
     makes: Callable[[], nn.Module] | None = None
 
     def fresh(self, train: bool = True) -> Subject:
@@ -66,20 +77,16 @@ class Subject:
         layer = copy.deepcopy(self.layer, {id(tensor): tensor.detach().clone() for tensor in held})
         return replace(self, layer=layer.cpu().train(train))
 
-    def new(self, train: bool = True) -> Subject:
-        """A layer newly built, with parameters of its own."""
-        if self.makes is None:
-            raise NotMeasured("needs a newly built layer: pass a class or a function that makes one")
-        return replace(self, layer=self.makes().cpu().train(train))
+    def unstarted(self) -> Subject:
+        """With the codebook that is to start from data."""
+        if self.waiting is None:
+            raise NotMeasured("the codebook does not start from data")
+        return replace(self, layer=self.waiting)
 
     def __call__(self, z: Float[Tensor, "... dim"], mask: Bool[Tensor, "..."] | None = None) -> Outcome:
         """One forward pass; ``mask`` is True where a vector counts."""
         arguments = {} if mask is None else {"mask": positions(mask, self.takes)}
-        return self.read(self.layer(arranged(z, self.takes), **arguments), z)
-
-    def read(self, raw: Any, z: Tensor) -> Outcome:
-        """What a layer's output says, of the vectors z (..., dim) that it was given."""
-        found = leaves(raw)
+        found = leaves(self.layer(arranged(z, self.takes), **arguments))
         if self.z_q not in found:
             raise NotMeasured(f"what the layer returns has no {self.z_q} here")
         z_q = _back(found[self.z_q], self.takes, z.shape)
@@ -94,30 +101,25 @@ class Subject:
         losses = {name: scalars.pop(name) for name in self.losses if name in scalars}
         parts = [losses[name] for name in self.total if name in losses]
         shaped = None if indices is None else indices.view(z.shape[:-1])
-        return Outcome(z_q, shaped, losses, scalars, torch.stack(parts).sum() if parts else None, raw)
+        return Outcome(z_q, shaped, losses, scalars, torch.stack(parts).sum() if parts else None)
 
     def learn(
-        self,
-        z: Float[Tensor, "... dim"],
-        optimizer: Optimizer | None = None,
-        weight: float = 1.0,
-        mask: Bool[Tensor, "..."] | None = None,
+        self, z: Float[Tensor, "... dim"], optimizer: Optimizer | None = None, mask: Bool[Tensor, "..."] | None = None
     ) -> Outcome:
-        """A training step of ``weight mean(z_q^2) + total``, and of what quantizers of vqkit learn after it."""
+        """A training step of the objective."""
         out = self(z.detach().clone().requires_grad_(), mask)
-        objective = weight * out.z_q.square().mean() + (0.0 if out.total is None else out.total)
-        if objective.requires_grad:
-            objective.backward()
+        if out.objective.requires_grad:
+            out.objective.backward()
+        self.step(optimizer)
+        return out
+
+    def step(self, optimizer: Optimizer | None = None) -> None:
+        """What follows backward: the optimizer's step, and what quantizers of vqkit learn after it."""
         if optimizer is not None:
             optimizer.step()
             optimizer.zero_grad()
         if any(isinstance(module, VectorQuantizer) for module in self.layer.modules()):
             step(self.layer, optimizer)
-        return out
-
-    @property
-    def masks(self) -> bool:
-        return "mask" in inspect.signature(self.layer.forward).parameters
 
     # --- the codebook ---------------------------------------------------------------------------------------------
 
@@ -150,6 +152,12 @@ class Subject:
     def table(self) -> Float[Tensor, "codes dim"]:
         """A copy of the codes."""
         return self.rows.clone()
+
+    def of_rows(self) -> Subject:
+        """Itself, where the codes that it chooses are what comes out."""
+        if self.composed:
+            raise NotMeasured(f"z_q is {COMPOSED}")
+        return self
 
     @torch.no_grad()
     def place(self, codes: Float[Tensor, "codes dim"]) -> None:
@@ -255,6 +263,20 @@ def as_indices(leaf: Tensor, n: int) -> Tensor | None:
 def state_of(layer: nn.Module) -> dict[str, Tensor]:
     """Every parameter and buffer by name, those that are not saved too."""
     return {**dict(layer.named_parameters()), **dict(layer.named_buffers())}
+
+
+class EachResult(TorchDispatchMode):
+    """While it is on, ``look`` is called with every tensor that an operator makes or writes to."""
+
+    def __init__(self, look: Callable[[Tensor], None]) -> None:
+        super().__init__()
+        self.look = look
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        for leaf in leaves(made).values():
+            self.look(leaf)
+        return made
 
 
 @torch.no_grad()

@@ -5,114 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from vqkit.functional import nearest_codes
-from vqkit.gradients.audit.report import Finding, Kept, NotMeasured, Severity, law
-from vqkit.gradients.audit.subject import Outcome, Subject, alone, as_indices, leaves, state_of
-
-Found = list[Finding | Kept]
-_TOKENS = "The tokens are then those of other codes, and the losses pull at these."
-
-# name: law, severity, rank; expected; why; fix
-_FINDINGS: dict[str, tuple[int, Severity, int, str, str, str]] = {
-    "no rows": (
-        *(1, "fault", 10, "z_q is a row of the codebook, bit for bit"),
-        "The decoder is trained on, or given, something that no index stands for.",
-        "z_q = z + (q - z).detach()",
-    ),
-    "rounded rows": (
-        *(1, "hazard", 10, "z_q is a row of the codebook, bit for bit"),
-        "In half precision the decoder is trained on noise, and decodes from indices something else than it saw.",
-        "z_q = q.detach() + (z - z.detach()), or an autograd.Function that returns q",
-    ),
-    "not nearest": (
-        *(2, "fault", 20, "the nearest code"),
-        "Reconstructions are worse than the codebook allows, and the losses pull at the wrong codes.",
-        "indices = torch.cdist(z, codebook).argmin(-1)",
-    ),
-    "1000 standard deviations from the origin": (
-        *(2, "hazard", 20, "the nearest code", _TOKENS),
-        "subtract the codes' mean from both, or compare in float64",
-    ),
-    "where vectors and codes are closer than 1e-4": (
-        *(2, "hazard", 20, "the nearest code", _TOKENS),
-        "compare squares: no clamp and no square root",
-    ),
-    "with the layer and z in bfloat16": (
-        *(2, "hazard", 20, "the nearest code", _TOKENS),
-        "compute distances of z.float() to codes in float32",
-    ),
-    "under autocast on the CPU": (
-        *(2, "hazard", 20, "the nearest code", _TOKENS),
-        "with torch.autocast(z.device.type, enabled=False): compute distances of z.float()",
-    ),
-    "ties": (
-        *(2, "hazard", 20, "of equal codes the first"),
-        "Which of two equal codes a token names depends on the arithmetic.",
-        "argmin over float64 distances",
-    ),
-    "mixed": (
-        *(3, "fault", 25, "an index depends on its vector alone"),
-        "Vectors are mixed: what is looked up is not what stands at a position.",
-        "move the channels last before the reshape, and back after it: z.permute(0, 2, 3, 1).reshape(-1, dim)",
-    ),
-    "split": (
-        *(3, "fault", 25, "an index depends on its vector alone"),
-        "Tokens then depend on the batch size: they cannot be reproduced, nor compared.",
-        "one algorithm for every size: torch.cdist(..., compute_mode='donot_use_mm_for_euclid_dist')",
-    ),
-    "decodes otherwise": (
-        *(4, "fault", 30, "decode(indices) is z_q"),
-        "What is stored or generated as indices decodes to something else than was trained.",
-        "return codebook[indices]",
-    ),
-    "encodes otherwise": (
-        *(4, "fault", 30, "encode(decode(i)) is i, and encode(z) what forward returns"),
-        "Tokens stand for other codes than those that were trained.",
-        "encode by the search that forward uses",
-    ),
-    "decodes anything": (
-        *(4, "hazard", 30, "zeros for -1, an error for any other index out of range"),
-        "Padding, and damaged tokens, decode to codes in silence.",
-        "zeros where an index is -1; ValueError outside -1..K-1",
-    ),
-    "memory": (
-        *(20, "hazard", 65, "memory O(N D + K D)"),
-        "A batch that would fit does not, and most of the time goes into moving these numbers.",
-        "search in chunks; look codes up with F.embedding(indices, codebook), count them with bincount",
-    ),
-    "poison": (
-        *(15, "hazard", 70, "a finite codebook"),
-        "One bad vector destroys what was learnt, and no later step repairs it.",
-        "keep what is not finite out of the statistics; index_add_, not a product with one-hot rows",
-    ),
-    "accepted": (
-        *(15, "hazard", 70, "an error that names z"),
-        "Training goes on with codes that stand for nothing, and the first sign is far from the cause.",
-        'if not torch.isfinite(z).all(): raise ValueError("z holds NaN or infinity")',
-    ),
-    "empty": (
-        *(16, "hazard", 75, "loss zero, no update, no error"),
-        "One such batch, of one rank or at the end of the data, makes every weight NaN or ends the training.",
-        "divide by the number of vectors that count, at least 1: .sum() / max(n, 1)",
-    ),
-    "padding": (
-        *(16, "hazard", 75, "the mean over the vectors that count"),
-        "Padding changes what is learnt.",
-        "(error * mask[..., None]).sum() / (mask.sum() * dim)",
-    ),
-}  # fmt: skip
-
-
-def _finding(name: str, measured: str, severity: Severity | None = None, sooner: int = 0) -> Finding:
-    number, usual, rank, expected, why, fix = _FINDINGS[name]
-    return Finding(law(number), severity or usual, expected, measured, why, fix, rank - sooner)
+from vqkit.gradients.audit.findings import Found, finding, percent
+from vqkit.gradients.audit.report import Kept, NotMeasured, Severity, law
+from vqkit.gradients.audit.subject import EachResult, Outcome, Subject, alone, as_indices, state_of
 
 
 def _placed(subject: Subject, offset: float = 0.0, spread: float = 1.0, train: bool = False) -> tuple[Subject, Tensor]:
@@ -125,10 +26,6 @@ def _placed(subject: Subject, offset: float = 0.0, spread: float = 1.0, train: b
 
 def _share(wrong: Tensor) -> float:
     return float(wrong.double().mean())
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.3g} %"
 
 
 def _indices(out: Outcome) -> Tensor:
@@ -151,14 +48,14 @@ def law_01_rows(subject: Subject) -> Found:
     """z_q is bit for bit rows of the codebook, in training and in evaluation, in float32 and in bfloat16."""
     inexact = {}
     for mode in ("training", "evaluation"):
-        copy, z = _placed(subject, train=mode == "training")
+        copy, z = _placed(subject.of_rows(), train=mode == "training")
         table, out = copy.table(), copy(z.requires_grad_())
         error = _off(out, table, copy.table())
         inexact[mode] = _share(error != 0)
         if error.mean() > 1e-3:
             slip = (out.z_q - 2 * z + table[_indices(out)]).abs().max() < 1e-3
             told = f"in {mode} an entry of z_q is {error.mean():.2g} from its code on average, for codes of scale 1"
-            return [_finding("no rows", f"{told}{': z_q is 2 z - q' if slip else ''}")]
+            return [finding("no rows", f"{told}{': z_q is 2 z - q' if slip else ''}")]
     copy, z = _placed(subject, train=True)
     copy.layer.bfloat16()
     table, worst = copy.table(), 0.0
@@ -170,8 +67,8 @@ def law_01_rows(subject: Subject) -> Found:
     mode = max(inexact, key=lambda name: inexact[name])
     if not worst and not inexact[mode]:
         return [Kept(law(1), f"z_q is bit for bit a row of the codebook in float32, {half}")]
-    bits = f"in float32 {_percent(inexact[mode])} of its entries differ in their last bits, in {mode}"
-    return [_finding("rounded rows", f"{half}; {bits}")]
+    bits = f"in float32 {percent(inexact[mode])} of its entries differ in their last bits, in {mode}"
+    return [finding("rounded rows", f"{half}; {bits}")]
 
 
 # --- laws 2 and 3 -------------------------------------------------------------------------------------------------
@@ -187,7 +84,7 @@ def _excess(z: Tensor, table: Tensor, chosen: Tensor) -> Tensor:
 def law_02_nearest(subject: Subject) -> Found:
     """The chosen code is the nearest, by float64, for vectors and codes drawn from N(0, 1)."""
     for mode in ("training", "evaluation"):
-        copy, z = _placed(subject, train=mode == "training")
+        copy, z = _placed(subject.of_rows(), train=mode == "training")
         table, chosen = copy.table(), _indices(copy(z))
         excess = torch.minimum(_excess(z, table, chosen), _excess(z, copy.table(), chosen))  # before or after it learnt
         if excess.max() > 1e-5:
@@ -195,8 +92,8 @@ def law_02_nearest(subject: Subject) -> Found:
             copy.place(F.normalize(table, dim=1))
             if _share(_indices(copy(z)) == (z @ copy.table().T).argmax(-1)) > 0.99:
                 raise NotMeasured("the layer chooses by the angle, not by the distance")
-            told = f"{_percent(_share(excess > 1e-5))} of the codes are not the nearest, in {mode}"
-            return [_finding("not nearest", f"{told}; the worst is {1 + excess.max():.3g} times as far, squared")]
+            told = f"{percent(_share(excess > 1e-5))} of the codes are not the nearest, in {mode}"
+            return [finding("not nearest", f"{told}; the worst is {1 + excess.max():.3g} times as far, squared")]
     return []
 
 
@@ -220,12 +117,12 @@ def law_02_conditions(subject: Subject) -> Found:
         except RuntimeError:  # it does not take this precision
             continue
         if wrong := _share(_excess(z.to(dtype), copy.table(), chosen) > 1e-9):
-            found.append(_finding(name, f"{_percent(wrong)} of the codes are not the nearest, {name}"))
+            found.append(finding(name, f"{percent(wrong)} of the codes are not the nearest, {name}"))
     copy, z = _placed(subject)
     half = subject.codes // 2
     copy.place(copy.table()[: max(half, 1)].repeat(3, 1)[: subject.codes])
     if half and (later := _share(_indices(copy(z)) >= half)):
-        found.append(_finding("ties", f"of equal codes a later one is chosen for {_percent(later)} of the vectors"))
+        found.append(finding("ties", f"of equal codes a later one is chosen for {percent(later)} of the vectors"))
     return found
 
 
@@ -237,11 +134,11 @@ def law_03_invariance(subject: Subject) -> Found:
     if any(not torch.equal(a, b) for a, b in zip(*(state_of(s.layer).values() for s in (before, copy)), strict=True)):
         raise NotMeasured("evaluation changes the layer")
     if (stay := alone(copy, z)) < 1:
-        return [_finding("mixed", f"one vector changed, and with it the outputs of {_percent(1 - stay)} of the others")]
-    conditions: list[tuple[Severity, float, str]] = [("fault", 0, "for ordinary vectors")]
+        return [finding("mixed", f"one vector changed, and with it the outputs of {percent(1 - stay)} of the others")]
+    conditions: dict[str, tuple[Severity, float]] = {"for ordinary vectors": ("fault", 0.0)}
     if subject.codebook is not None:
-        conditions.append(("hazard", 1e3, "1000 standard deviations from the origin"))
-    for severity, offset, name in conditions:
+        conditions["1000 standard deviations from the origin"] = "hazard", 1e3
+    for name, (severity, offset) in conditions.items():
         copy, z = _placed(subject, offset)
         whole = _indices(copy(z := z[:1]))
         others = {f"a split into {n}s": torch.cat([_indices(copy(x)) for x in z.split(n, 1)], 1) for n in (1, 32)}
@@ -249,12 +146,8 @@ def law_03_invariance(subject: Subject) -> Found:
         how = max(others, key=lambda name: _share(others[name] != whole))
         if most := _share(others[how] != whole):
             wrong = [_share(_excess(z, copy.table(), chosen) > 1e-9) for chosen in (whole, others[how])]
-            alone_to_blame = (
-                10 if min(wrong) < max(wrong) / 10 else 0
-            )  # one of the two is right: law 2 is a consequence
-            return [
-                _finding("split", f"{how} changes {_percent(most)} of the indices, {name}", severity, alone_to_blame)
-            ]
+            rank = 1 if min(wrong) < max(wrong) / 10 else None  # one of the two is right: law 2 is a consequence
+            return [finding("split", f"{how} changes {percent(most)} of the indices, {name}", severity, rank)]
     return []
 
 
@@ -263,17 +156,17 @@ def law_03_invariance(subject: Subject) -> Found:
 
 def law_04_round_trip(subject: Subject) -> Found:
     """Decoded indices are z_q; codes encode to their own indices; padding and indices out of range are minded."""
-    copy, z = _placed(subject)
+    copy, z = _placed(subject.of_rows())
     out, table = copy(z), copy.table()
     found: Found = []
     if (off := (copy.decode(_indices(out)) - out.z_q).abs().max().item()) > 1e-3:
         told = f"decoded indices are up to {off:.2g} from z_q, for codes of scale 1"
-        found.append(_finding("decodes otherwise", told))
+        found.append(finding("decodes otherwise", told))
     if copy.encoder is not None:
         others = _share(copy.encode(table[None]) != torch.arange(len(table))), _share(copy.encode(z) != _indices(out))
         if any(others):
-            told = f"not so for {_percent(others[0])} of the codes, and for {_percent(others[1])} of 256 vectors"
-            found.append(_finding("encodes otherwise", told))
+            told = f"not so for {percent(others[0])} of the codes, and for {percent(others[1])} of 256 vectors"
+            found.append(finding("encodes otherwise", told))
     for index, what in ((-1, "the padding index -1"), (len(table), f"index {len(table)} of {len(table)} codes")):
         try:
             decoded = copy.decode(torch.tensor([[index, 0]]))[0, 0]
@@ -281,7 +174,7 @@ def law_04_round_trip(subject: Subject) -> Found:
             continue
         if index >= 0 or bool(decoded.any()):
             near = int((table - decoded).square().sum(1).argmin())
-            found.append(_finding("decodes anything", f"{what} decodes to code {near}, without an error"))
+            found.append(finding("decodes anything", f"{what} decodes to code {near}, without an error"))
     return found or [Kept(law(4), f"{copy.decoder}(indices) is z_q to rounding; no index out of range passes")]
 
 
@@ -301,11 +194,11 @@ def law_15_poison(subject: Subject) -> Found:
             continue
         lost = {name: _share(~torch.isfinite(state_of(copy.layer)[name])) for name in clean}
         if any(lost.values()):
-            told = ", ".join(f"{_percent(share)} of {name}" for name, share in lost.items() if share)
-            return [_finding("poison", f"one {fault} in z, one training step: {told} is not finite")]
+            told = ", ".join(f"{percent(share)} of {name}" for name, share in lost.items() if share)
+            return [finding("poison", f"one {fault} in z, one training step: {told} is not finite")]
         loss = "no loss" if out.total is None else f"the loss is {out.total.item():.3g}"
         told = f"{fault} in one of 256 vectors: no error, index {int(_indices(out)[1, 2])}, {loss}"
-        found = found or [_finding("accepted", told)]
+        found = found or [finding("accepted", told)]
     return found
 
 
@@ -313,7 +206,7 @@ def law_16_empty(subject: Subject) -> Found:
     """An empty batch, and one that is all masked, has a finite loss and moves no code."""
     found: Found = []
     batches: dict[str, tuple[Tensor, Tensor | None]] = {"an empty batch": (torch.zeros(2, 0, subject.dim), None)}
-    if _takes_mask(subject):
+    if subject.masks:
         batches["a batch that is all masked"] = torch.randn(2, 3, subject.dim), torch.zeros(2, 3, dtype=torch.bool)
     for name, (z, mask) in batches.items():
         copy, told = subject.fresh(), ""
@@ -324,20 +217,13 @@ def law_16_empty(subject: Subject) -> Found:
             told = f"{type(error).__name__}: {' '.join(str(error).split())[:100]}"
         if not told and copy.codebook is not None and not torch.allclose(copy.table(), subject.table(), rtol=1e-5):
             told = f"a code moves by {float((copy.table() - subject.table()).abs().max()):.3g}"
-        found += [_finding("empty", f"{name}: {told}")] if told else []
+        found += [finding("empty", f"{name}: {told}")] if told else []
     return found
-
-
-def _takes_mask(subject: Subject) -> bool:
-    try:
-        return subject.masks and subject.fresh()(torch.randn(2, 3, subject.dim), torch.ones(2, 3) > 0) is not None
-    except Exception:
-        return False
 
 
 def law_16_masks(subject: Subject) -> Found:
     """The loss of a masked batch is that of the vectors that count alone."""
-    if not _takes_mask(subject):
+    if not subject.masks:
         raise NotMeasured("the layer takes no mask")
     (copy, z), mask = _placed(subject, train=True), torch.rand(4, 64) < 0.5
     masked = copy.fresh()(torch.where(mask[..., None], z, 30.0), mask).total
@@ -346,28 +232,11 @@ def law_16_masks(subject: Subject) -> Found:
         return []
     ratio = (masked / counted).item()
     return [
-        _finding("padding", f"with half of the vectors masked the loss is {ratio:.3g} times that of the others alone")
+        finding("padding", f"with half of the vectors masked the loss is {ratio:.3g} times that of the others alone")
     ]
 
 
 # --- law 20 -------------------------------------------------------------------------------------------------------
-
-
-class _Made(TorchDispatchMode):
-    """Of the tensors that operators make: the sizes of those with N x K elements or more, and how many are one-hot."""
-
-    def __init__(self, n: int, codes: int, dim: int) -> None:
-        super().__init__()
-        self.n, self.codes, self.dim, self.sizes, self.one_hot = n, codes, dim, [0], 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        made = func(*args, **(kwargs or {}))
-        for leaf in leaves(made).values():
-            if leaf.numel() >= self.n * self.codes and leaf.numel() != self.n * self.dim:
-                self.sizes.append(leaf.numel())
-                hot = leaf.numel() == self.n * self.codes and as_indices(leaf.reshape(self.n, -1), self.n) is not None
-                self.one_hot += hot
-        return made
 
 
 def law_20_memory(subject: Subject) -> Found:
@@ -375,17 +244,23 @@ def law_20_memory(subject: Subject) -> Found:
     codes, dim = subject.codes, subject.dim
     if codes < 16 or codes == dim:
         raise NotMeasured(f"needs 16 codes or more, and not as many as dimensions: K is {codes}, D {dim}")
+
+    def look(leaf: Tensor) -> None:
+        if leaf.numel() >= n * codes and leaf.numel() != n * dim:
+            sizes.append(leaf.numel())
+            hot.append(leaf.numel() == n * codes and as_indices(leaf.reshape(n, -1), n) is not None)
+
     for n in (61, max(61, min(2**18, 2**21 // codes) + 1)):  # a search in chunks may hold 2^20 scores
-        copy, _ = _placed(subject, train=True)
-        with _Made(n, codes, dim) as made:
+        (copy, _), sizes, hot = _placed(subject, train=True), list[int](), list[bool]()
+        with EachResult(look):
             copy(torch.randn(1, n, dim))
-        if max(made.sizes) >= n * codes * min(dim, 8):
+        if max(sizes, default=0) >= n * codes * min(dim, 8):
             break  # N x K x D: no need to fill the memory with it
-    count, told = len(made.sizes) - 1, f"for N = {n:,} and K = {codes:,}"
-    if not count:
+    told = f"for N = {n:,} and K = {codes:,}"
+    if not sizes:
         return [Kept(law(20), f"{told} no operator makes N K elements")]
-    told += f" {count} tensors of N K elements or more are made, the largest of {max(made.sizes):,}"
-    return [_finding("memory", f"{told}; {made.one_hot or 'none'} of them one-hot")]
+    told += f" {len(sizes)} tensors of N K elements or more are made, the largest of {max(sizes):,}"
+    return [finding("n x k", f"{told}; {sum(hot) or 'none'} of them one-hot")]
 
 
 CHECKS = (

@@ -1,23 +1,103 @@
-"""What the checks of gradients and of learning share: copies to begin with, and what their findings say."""
+"""What an audit can find: of every finding the law, what was expected, why it matters and how it is mended."""
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
-
-from vqkit.codebooks.starts import DataStart
-from vqkit.gradients.audit.report import Finding, Kept, NotMeasured, Severity, law
-from vqkit.gradients.audit.subject import Subject, state_of
-from vqkit.quantizers import VectorQuantizer
+from vqkit.gradients.audit.report import Finding, Kept, Severity, law
 
 Found = list[Finding | Kept]
-_RANK = {5: 32, 6: 40, 8: 40, 9: 45, 10: 48, 11: 50}  # the others at 55: among themselves by their numbers
+_TOKENS = "The tokens are then those of other codes, and the losses pull at these."
 _LOSSES = "codebook loss 1/(N D) sum |sg[z] - e|^2, commitment loss beta/(N D) sum |z - sg[e]|^2"
 _TERMS = "F.mse_loss(q, z.detach()) + beta * F.mse_loss(z, q.detach())"
 _SUMS = "write it into the sums m and n too: m = n * codebook"
 
 # name: law, severity; expected; why; fix
-_FINDINGS: dict[str, tuple[int, Severity, str, str, str]] = {
+FINDINGS: dict[str, tuple[int, Severity, str, str, str]] = {
+    "no rows": (
+        *(1, "fault", "z_q is a row of the codebook, bit for bit"),
+        "The decoder is trained on, or given, something that no index stands for.",
+        "z_q = z + (q - z).detach()",
+    ),
+    "rounded rows": (
+        *(1, "hazard", "z_q is a row of the codebook, bit for bit"),
+        "In half precision the decoder is trained on noise, and decodes from indices something else than it saw.",
+        "z_q = q.detach() + (z - z.detach()), or an autograd.Function that returns q",
+    ),
+    "not nearest": (
+        *(2, "fault", "the nearest code"),
+        "Reconstructions are worse than the codebook allows, and the losses pull at the wrong codes.",
+        "indices = torch.cdist(z, codebook).argmin(-1)",
+    ),
+    "1000 standard deviations from the origin": (
+        *(2, "hazard", "the nearest code", _TOKENS),
+        "subtract the codes' mean from both, or compare in float64",
+    ),
+    "where vectors and codes are closer than 1e-4": (
+        *(2, "hazard", "the nearest code", _TOKENS),
+        "compare squares: no clamp and no square root",
+    ),
+    "with the layer and z in bfloat16": (
+        *(2, "hazard", "the nearest code", _TOKENS),
+        "compute distances of z.float() to codes in float32",
+    ),
+    "under autocast on the CPU": (
+        *(2, "hazard", "the nearest code", _TOKENS),
+        "with torch.autocast(z.device.type, enabled=False): compute distances of z.float()",
+    ),
+    "ties": (
+        *(2, "hazard", "of equal codes the first"),
+        "Which of two equal codes a token names depends on the arithmetic.",
+        "argmin over float64 distances",
+    ),
+    "mixed": (
+        *(3, "fault", "an index depends on its vector alone"),
+        "Vectors are mixed: what is looked up is not what stands at a position.",
+        "move the channels last before the reshape, and back after it: z.permute(0, 2, 3, 1).reshape(-1, dim)",
+    ),
+    "split": (
+        *(3, "fault", "an index depends on its vector alone"),
+        "Tokens then depend on the batch size: they cannot be reproduced, nor compared.",
+        "one algorithm for every size: torch.cdist(..., compute_mode='donot_use_mm_for_euclid_dist')",
+    ),
+    "decodes otherwise": (
+        *(4, "fault", "decode(indices) is z_q"),
+        "What is stored or generated as indices decodes to something else than was trained.",
+        "return codebook[indices]",
+    ),
+    "encodes otherwise": (
+        *(4, "fault", "encode(decode(i)) is i, and encode(z) what forward returns"),
+        "Tokens stand for other codes than those that were trained.",
+        "encode by the search that forward uses",
+    ),
+    "decodes anything": (
+        *(4, "hazard", "zeros for -1, an error for any other index out of range"),
+        "Padding, and damaged tokens, decode to codes in silence.",
+        "zeros where an index is -1; ValueError outside -1..K-1",
+    ),
+    "n x k": (
+        *(20, "hazard", "memory O(N D + K D)"),
+        "A batch that would fit does not, and most of the time goes into moving these numbers.",
+        "search in chunks; look codes up with F.embedding(indices, codebook), count them with bincount",
+    ),
+    "poison": (
+        *(15, "hazard", "a finite codebook"),
+        "One bad vector destroys what was learnt, and no later step repairs it.",
+        "keep what is not finite out of the statistics; index_add_, not a product with one-hot rows",
+    ),
+    "accepted": (
+        *(15, "hazard", "an error that names z"),
+        "Training goes on with codes that stand for nothing, and the first sign is far from the cause.",
+        'if not torch.isfinite(z).all(): raise ValueError("z holds NaN or infinity")',
+    ),
+    "empty": (
+        *(16, "hazard", "loss zero, no update, no error"),
+        "One such batch, of one rank or at the end of the data, makes every weight NaN or ends the training.",
+        "divide by the number of vectors that count, at least 1: .sum() / max(n, 1)",
+    ),
+    "padding": (
+        *(16, "hazard", "the mean over the vectors that count"),
+        "Padding changes what is learnt.",
+        "(error * mask[..., None]).sum() / (mask.sum() * dim)",
+    ),
     "no estimator": (
         *(5, "fault", "dL/dz is dL/dz_q, or another estimator's closed form"),
         "The encoder learns nothing from the reconstruction: it follows the commitment loss alone.",
@@ -82,6 +162,11 @@ _FINDINGS: dict[str, tuple[int, Severity, str, str, str]] = {
         *(11, "fault", "evaluation changes no state"),
         "Validation trains the codebook, on validation data; a result changes with how often it is asked for.",
         "if self.training and torch.is_grad_enabled(): ...",
+    ),
+    "early": (
+        *(11, "hazard", "evaluation starts nothing"),
+        "A validation pass before training, or a forgotten checkpoint, starts the codebook from validation data.",
+        "if self.training: start",
     ),
     "forward": (
         *(11, "hazard", "state changes by a training step alone"),
@@ -176,56 +261,11 @@ _FINDINGS: dict[str, tuple[int, Severity, str, str, str]] = {
 }  # fmt: skip
 
 
-def finding(name: str, measured: str, severity: Severity | None = None) -> Finding:
-    number, usual, expected, why, fix = _FINDINGS[name]
-    return Finding(law(number), severity or usual, expected, measured, why, fix, _RANK.get(number, 55))
+def finding(name: str, measured: str, severity: Severity | None = None, rank: int | None = None) -> Finding:
+    """The finding of this name; its severity and rank are the usual one and the law's number unless they are given."""
+    number, usual, expected, why, fix = FINDINGS[name]
+    return Finding(law(number), severity or usual, expected, measured, why, fix, number if rank is None else rank)
 
 
-def waits(subject: Subject) -> bool:
-    """Whether a flag says that the codebook has not started; it will, from the first batch."""
-    named = [t for name, t in state_of(subject.layer).items() if "init" in name or "start" in name]
-    return any(flag.numel() == 1 and not bool(flag) for flag in named)
-
-
-def unstarted(subject: Subject) -> Subject:
-    """A copy, or a newly built layer, whose codebook is to start from data."""
-    copy = subject.fresh()
-    for module in copy.layer.modules():
-        if isinstance(module, VectorQuantizer) and isinstance(module.start, DataStart):
-            entries = module.state_dict()
-            module.load_state_dict({**entries, "codebook": 0 * entries["codebook"], "started": 0 * entries["started"]})
-    copy = copy if waits(copy) or subject.makes is None else subject.new()
-    if not waits(copy):
-        raise NotMeasured("the codebook does not start from data")
-    return copy
-
-
-def ready(subject: Subject, train: bool = True) -> Subject:
-    """A copy whose codebook has started; two of one subject have started alike."""
-    copy = subject.fresh()
-    if waits(copy):
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            copy.learn(torch.randn(8, 32, subject.dim))
-    copy.layer.train(train)
-    return copy
-
-
-def apart(subject: Subject, average: bool = False) -> tuple[Subject, Tensor, Tensor, Tensor]:
-    """A copy that holds codes from N(0, 100); these; which of them are idle; vectors (1, n, D) beside the others.
-
-    With ``average`` it must learn without an optimizer.
-    """
-    copy = ready(subject)
-    codes, idle = 10 * torch.randn(copy.codes, copy.dim), torch.arange(copy.codes) % max(2, copy.codes // 32) != 0
-    copy.place(codes)
-    numbers = (~idle).nonzero()[:, 0].repeat(64)[: max(64, int((~idle).sum()))]
-    near = (codes[numbers] + 0.01 * torch.randn(len(numbers), copy.dim))[None]
-    found = copy.fresh(train=False)(near).indices
-    if found is None or copy.codes < 2 or not torch.equal(found[0], numbers):
-        raise NotMeasured("vectors beside a code do not choose that code")
-    probe = copy.fresh()
-    probe.learn(near + 1)
-    if average and torch.equal(probe.table(), codes):
-        raise NotMeasured("the codebook moves by an optimizer, or not at all: it keeps no average")
-    return copy, codes, idle, near
+def percent(share: float) -> str:
+    return f"{100 * share:.3g} %"
