@@ -87,13 +87,9 @@ def test_averages_settle_where_their_fixed_points_are(part):
 # -- what the losses are for
 
 
-def test_only_the_codebook_loss_moves_the_codes_and_only_commitment_holds_z(part):
+def test_only_the_codebook_loss_moves_the_codes(part):
     kinds = {loss: found["kind"] for loss, found in part.facts["codebook"].items()}
     assert kinds == {"reconstruction": "no path", "codebook": "flows", "commitment": "no path"}
-    last = {name: {m: values[-1] for m, values in run.items()} for name, run in part.facts["without"].items()}
-    assert last["no_codebook_loss"]["moved"] == 0 < last["no_commitment"]["moved"]
-    assert last["no_commitment"]["distance"] > 10 * last["standard"]["distance"]
-    assert last["no_commitment"]["spread"] > 10 * last["standard"]["spread"]
 
 
 # -- TensorFlow
@@ -107,10 +103,9 @@ def test_the_record_says_what_the_text_says():
     assert facts["gather"] == {"type": "IndexedSlices", "entries": [1, 3, 3, 7]}
     assert facts["dense_use"]["type"] == "dense"
     assert facts["argmin_use"]["type"] == "IndexedSlices"
-    assert (facts["argmin"]["type"], facts["softmax"]["type"]) == ("None", "dense")
     assert facts["outside"]["type"] == "None"
     assert "'NoneType' object has no attribute 'indices'" in facts["outside"]["error"]
-    assert facts["weights"] == {"built": False, "error": "IndexError: list index out of range"}
+    assert facts["weights"] == "IndexError: list index out of range"
     assert set(facts["gradient_off"].values()) == {0}
     assert facts["slip"] > 1
     assert "grad_fn must accept keyword argument 'variables'" in facts["call_that_learns"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from html import unescape
 from pathlib import Path
 
 import pytest
@@ -41,10 +42,20 @@ def test_each_figure_is_what_the_page_measured(text: str) -> None:
     assert text.count("explain.html#") == len(LINK.findall(text)) + text.count("](explain.html#plane)")
 
 
-def test_each_anchor_is_in_the_page(text: str) -> None:
+@pytest.fixture(scope="module")
+def blocks() -> dict[str, str]:
+    """The text of the page from each anchor to the next, and under a part's name none."""
     page = (DOCS / "explain.html").read_text(encoding="utf-8")
-    anchors = set(re.findall(r'\bid="([\w-]+)"', page))
-    assert set(re.findall(r"explain\.html#([\w-]+)", text)) <= anchors
+    page = re.sub(r"<(script|style|svg).*?</\1>", "", page, flags=re.DOTALL)
+    _, *found = re.split(r'<(?:section|h2|h3|p|li)[^>]*\bid="([\w-]+)"[^>]*>', page)
+    texts = (" ".join(unescape(re.sub(r"<[^>]+>", " ", block)).split()) for block in found[1::2])
+    return dict(zip(found[::2], texts, strict=True))
+
+
+def test_each_figure_is_where_its_link_leads(text: str, blocks: dict[str, str]) -> None:
+    assert set(re.findall(r"explain\.html#([\w-]+)", text)) <= set(blocks)
+    for shown, anchor, path, _ in LINK.findall(text):
+        assert shown in blocks[anchor], f"{path} = {shown} is not at #{anchor}"
 
 
 def test_each_question_has_a_figure_and_an_anchor(text: str) -> None:

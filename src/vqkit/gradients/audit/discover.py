@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import combinations
 
@@ -11,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from vqkit.codebooks.starts import DataStart
-from vqkit.gradients.audit.report import NotMeasured
 from vqkit.gradients.audit.subject import COMPOSED, LAYOUTS, Subject, alone, arranged, as_indices, leaves, state_of
 from vqkit.gradients.routes import edges_of, reached
 from vqkit.quantizers import VectorQuantizer, start
@@ -21,6 +21,9 @@ _TAKES = {
     "channels first": ("(B, D, H, W)", "(B, D, T)"),
     **{layout: (layout,) for layout in LAYOUTS},
 }
+
+_ENCODE = ("encode", "get_codebook_indices", "get_indices")
+_DECODE = ("decode", "get_output_from_indices", "get_codes_from_indices", "get_codebook_entry", "decode_code")
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,11 @@ def find_out(
             f"layer ({type(layer).__name__}) is no vector quantizer of dim={dim}: it returns no index for each vector, "
             f"and no table's row moves what it returns. {_several(subject, z)}"
         )
-    subject = replace(subject, composed=found is not None and _composed(subject, z), masks=_takes_mask(subject, z))
+    encoder, decoder = (next((n for n in names if hasattr(layer, n)), None) for names in (_ENCODE, _DECODE))
+    subject = replace(subject, composed=found is not None and _composed(subject, z), encoder=encoder, decoder=decoder)
+    with suppress(Exception):
+        subject.fresh()(z, torch.ones_like(z[..., 0]) > 0)
+        subject = replace(subject, masks="mask" in inspect.signature(layer.forward).parameters)
     return subject, _in_words(subject)
 
 
@@ -87,7 +94,7 @@ def _layout(bare: Subject, tell: Conventions) -> tuple[Subject, Tensor]:
         z = torch.randn(*_lengths(bare, 2 + (takes == "(B, D, H, W)")), bare.dim)
         given, layer, waiting = arranged(z, takes), bare.fresh().layer, _unstarted(bare.fresh().layer)
         try:
-            if _waits(layer):
+            if waiting is not None:
                 most = max(size for tensor in state_of(layer).values() for size in tensor.shape)  # K, or more
                 many = arranged(torch.randn(1, most, bare.dim), takes)
                 start(layer, [many])  # quantizers of vqkit; all others in a training step
@@ -117,18 +124,13 @@ def _layout(bare: Subject, tell: Conventions) -> tuple[Subject, Tensor]:
 
 
 def _unstarted(layer: nn.Module) -> nn.Module | None:
-    """The layer, put back where it is of vqkit, if its codebook is to start from data."""
+    """The layer, if a flag says that its codebook has not started. Quantizers of vqkit are put back to that state."""
     for module in layer.modules():
         if isinstance(module, VectorQuantizer) and isinstance(module.start, DataStart):
             entries = module.state_dict()
             module.load_state_dict({**entries, "codebook": 0 * entries["codebook"], "started": 0 * entries["started"]})
-    return layer if _waits(layer) else None
-
-
-def _waits(layer: nn.Module) -> bool:
-    """Whether a flag says that the codebook has not started; it will, from the first batch."""
-    named = [tensor for name, tensor in state_of(layer).items() if "init" in name or "start" in name]
-    return any(flag.numel() == 1 and not bool(flag) for flag in named)
+    flags = [tensor for name, tensor in state_of(layer).items() if "init" in name or "start" in name]
+    return layer if any(flag.numel() == 1 and not bool(flag) for flag in flags) else None
 
 
 def _lengths(bare: Subject, count: int) -> tuple[int, ...]:
@@ -165,12 +167,10 @@ def _outputs(subject: Subject, tell: Conventions, z: Tensor) -> Subject:
 
 
 def _adds_up(path: str, losses: dict[str, Tensor]) -> bool:
-    """Whether the other losses were added up in this one, or their sum equals it."""
+    """Whether the other losses were added up in this one."""
     others = [loss for name, loss in losses.items() if name != path]
     behind = {edge.target for edge in edges_of(losses[path])}
-    before = {edges_of(other)[0].target for other in others}  # each stands behind its mean
-    equal = len(others) > 1 and torch.allclose(torch.stack(others).sum(), losses[path], rtol=1e-5)
-    return len(others) > 0 and (equal or before <= behind)
+    return len(others) > 0 and {edges_of(other)[0].target for other in others} <= behind  # each is behind its mean
 
 
 # --- where its codebook is ----------------------------------------------------------------------------------------
@@ -197,8 +197,6 @@ def _codebook(subject: Subject, told: str | None, z: Tensor) -> tuple[str, bool]
 def _makes_z_q(subject: Subject, z: Tensor, anywhere: bool) -> bool:
     first, second = subject.fresh(train=False), subject.fresh(train=False)
     before = first(z)
-    if before.indices is None:
-        raise NotMeasured("indices")
     k = int(before.indices.flatten().mode().values)
     if int(before.indices.max()) >= subject.codes:
         return False
@@ -221,14 +219,6 @@ def _composed(subject: Subject, z: Tensor) -> bool:
     return float(off) > 1e-3 and float((moved - out.z_q).norm(dim=-1).median()) < 0.01 * float(
         step.norm(dim=-1).median()
     )
-
-
-def _takes_mask(subject: Subject, z: Tensor) -> bool:
-    try:
-        subject.fresh()(z, torch.ones_like(z[..., 0]) > 0)
-        return "mask" in inspect.signature(subject.layer.forward).parameters
-    except Exception:
-        return False
 
 
 def _in_words(subject: Subject) -> dict[str, str]:

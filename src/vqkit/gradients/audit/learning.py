@@ -125,7 +125,7 @@ def apart(subject: Subject, average: bool = False) -> tuple[Subject, Tensor, Ten
     numbers = (~idle).nonzero()[:, 0].repeat(64)[: max(64, int((~idle).sum()))]
     near = (codes[numbers] + 0.01 * torch.randn(len(numbers), copy.dim))[None]
     found = copy.fresh(train=False)(near).indices
-    if found is None or copy.codes < 2 or not torch.equal(found[0], numbers):
+    if copy.codes < 2 or not torch.equal(found[0], numbers):
         raise NotMeasured("vectors beside a code do not choose that code")
     probe = copy.fresh()
     probe.learn(near + 1)
@@ -158,8 +158,8 @@ def law_12_first_step(subject: Subject) -> Found:
     copy, before, idle = subject.fresh(), subject.table(), torch.ones(subject.codes, dtype=torch.bool)
     z = before[::2][:32].repeat(4, 1)
     z = (z + 0.01 * before.std() * torch.randn_like(z))[None]
-    chosen, after = copy.learn(z).indices, copy.table()
-    idle[slice(None) if chosen is None else chosen.view(-1)] = False
+    idle[copy.learn(z).indices.view(-1)] = False
+    after = copy.table()
     moved = idle & ((after - before).norm(dim=1) > 1e-3 * before.norm(dim=1))
     moved &= _far(after, z[0], 0.1 * float(before.std()))
     if not moved.any():

@@ -77,7 +77,7 @@ def audit(
         except TimeoutError:
             raise ValueError(f"layer ({name}) gave no answer in {seconds:g} s: it hangs.") from None
         except NotMeasured as reason:
-            raise ValueError(f"layer ({name}) is no vector quantizer that can be tried: it has no {reason}.") from None
+            raise ValueError(f"layer ({name}) is no vector quantizer that can be tried: {reason}.") from None
         for check in CHECKS:
             number = int(check.__name__.split("_")[1])
             try:

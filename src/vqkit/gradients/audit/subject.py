@@ -20,10 +20,9 @@ if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
     from torch.optim import Optimizer
 
+COMPOSED = "no row of the table, though fixed by rows of it: projected, or a sum of several tables"
 LAYOUTS = ("(B, T, D)", "(B, D, H, W)", "(B, D, T)", "(N, D)")  # in the order in which they are tried
 COMPOSED = "no row of the table, though fixed by rows of it: projected, or a sum of several tables"
-_ENCODE = ("encode", "get_codebook_indices", "get_indices")
-_DECODE = ("decode", "get_output_from_indices", "get_codes_from_indices", "get_codebook_entry", "decode_code")
 
 
 class Outcome(NamedTuple):
@@ -34,10 +33,16 @@ class Outcome(NamedTuple):
     """
 
     z_q: Tensor  # (..., D)
-    indices: Tensor | None  # (...), int64
+    chosen: Tensor | None  # (...), int64
     losses: dict[str, Tensor]
     scalars: dict[str, Tensor]
     total: Tensor | None
+
+    @property
+    def indices(self) -> Tensor:
+        if self.chosen is None:
+            raise NotMeasured("the layer returns no indices, and its codebook was not found")
+        return self.chosen
 
     @property
     def objective(self) -> Tensor:
@@ -52,7 +57,7 @@ class Subject:
     ``takes`` is one of ``LAYOUTS``; ``z_q``, ``indices``, ``losses`` and ``total`` (to be summed) are paths into what
     the layer returns: ``"2.1"``, ``"losses.total"``, "" for all of it; ``codebook`` is the name of a parameter or
     buffer, ``turned`` says that its columns are the codes, and ``composed`` that what comes out is made of its rows, but
-    is none of them; ``masks``: forward takes mask=. ``waiting`` is the layer before it saw the vectors that its codebook
+    is none of them; ``encoder`` and ``decoder`` are methods, to indices and from them; ``masks``: forward takes mask=. ``waiting`` is the layer before it saw the vectors that its codebook
     starts from; ``makes`` builds another layer.
     """
 
@@ -66,6 +71,8 @@ class Subject:
     codebook: str | None = None
     turned: bool = False
     composed: bool = False
+    encoder: str | None = None
+    decoder: str | None = None
     masks: bool = False
     waiting: nn.Module | None = None
     makes: Callable[[], nn.Module] | None = None
@@ -179,31 +186,24 @@ class Subject:
 
     # --- indices --------------------------------------------------------------------------------------------------
 
-    @property
-    def encoder(self) -> str | None:
-        """The name of the method that gives indices."""
-        return next((name for name in _ENCODE if hasattr(self.layer, name)), None)
-
-    @property
-    def decoder(self) -> str | None:
-        """The name of the method that indices are given to."""
-        return next((name for name in _DECODE if hasattr(self.layer, name)), None)
-
     def encode(self, z: Float[Tensor, "... dim"]) -> Int[Tensor, "..."]:
-        method: Any = getattr(self.layer, _first([self.encoder], "encodes"))
-        found = [as_indices(leaf, prod(z.shape[:-1])) for leaf in leaves(method(arranged(z, self.takes))).values()]
-        return _first(found, "encodes to an index for each vector").view(z.shape[:-1])
+        for leaf in leaves(getattr(self.layer, self.encoder or "")(arranged(z, self.takes))).values():
+            if (indices := as_indices(leaf, prod(z.shape[:-1]))) is not None:
+                return indices.view(z.shape[:-1])
+        raise NotMeasured(f"{self.encoder} gives no index for each vector")
 
     def decode(self, indices: Int[Tensor, "..."]) -> Float[Tensor, "... dim"]:
-        method: Any = getattr(self.layer, _first([self.decoder], "decodes"))
+        if self.decoder is None:
+            raise NotMeasured("the layer has no method that decodes")
+        method = getattr(self.layer, self.decoder)
         needed = [p for p in inspect.signature(method).parameters.values() if p.default is p.empty and p.kind < 2]
         # In the published get_codebook_entry(indices, shape) no shape means vectors last.
         given, shape = positions(indices, self.takes), (*indices.shape, self.dim)
-        found = leaves(method(given, *[None] * (len(needed) - 1))).values()
-        whole = [leaf for leaf in found if leaf.numel() == prod(shape)]
-        decoded = _first(whole, "decodes to vectors of this length")
-        first = decoded.shape == arranged(indices.new_empty(shape), self.takes).shape
-        return _back(decoded, self.takes if first else "", shape)
+        for decoded in leaves(method(given, *[None] * (len(needed) - 1))).values():
+            if decoded.numel() == prod(shape):
+                first = decoded.shape == arranged(indices.new_empty(shape), self.takes).shape
+                return _back(decoded, self.takes if first else "", shape)
+        raise NotMeasured(f"{self.decoder} gives no vectors of length {self.dim}")
 
 
 # --- layouts and outputs ------------------------------------------------------------------------------------------
@@ -228,14 +228,6 @@ def positions(values: Tensor, takes: str) -> Tensor:
 
 def _back(z: Tensor, takes: str, shape: tuple[int, ...]) -> Tensor:
     return (z.movedim(1, -1) if takes.startswith("(B, D") else z).reshape(shape)
-
-
-def _first(found: list[Any], does: str) -> Any:
-    """The first that is not None."""
-    for item in found:
-        if item is not None:
-            return item
-    raise NotMeasured(f"the layer has no method that {does}")
 
 
 def leaves(raw: Any, path: str = "") -> dict[str, Tensor]:

@@ -28,19 +28,13 @@ def _share(wrong: Tensor) -> float:
     return float(wrong.double().mean())
 
 
-def _indices(out: Outcome) -> Tensor:
-    if out.indices is None:
-        raise NotMeasured("the layer returns no indices, and its codebook was not found")
-    return out.indices
-
-
 # --- law 1 --------------------------------------------------------------------------------------------------------
 
 
 def _off(out: Outcome, before: Tensor, after: Tensor) -> Tensor:
     """By how much the entries of z_q are off the codes that the indices name, before or after the layer learnt."""
     z_q = out.z_q.detach()
-    errors = [(z_q.float() - table.to(z_q.dtype)[_indices(out)].float()).abs() for table in (before, after)]
+    errors = [(z_q.float() - table.to(z_q.dtype)[out.indices].float()).abs() for table in (before, after)]
     return min(errors, key=lambda error: float(error.sum()))
 
 
@@ -53,7 +47,7 @@ def law_01_rows(subject: Subject) -> Found:
         error = _off(out, table, copy.table())
         inexact[mode] = _share(error != 0)
         if error.mean() > 1e-3:
-            slip = (out.z_q - 2 * z + table[_indices(out)]).abs().max() < 1e-3
+            slip = (out.z_q - 2 * z + table[out.indices]).abs().max() < 1e-3
             told = f"in {mode} an entry of z_q is {error.mean():.2g} from its code on average, for codes of scale 1"
             return [finding("no rows", f"{told}{': z_q is 2 z - q' if slip else ''}")]
     copy, z = _placed(subject, train=True)
@@ -85,12 +79,12 @@ def law_02_nearest(subject: Subject) -> Found:
     """The chosen code is the nearest, by float64, for vectors and codes drawn from N(0, 1)."""
     for mode in ("training", "evaluation"):
         copy, z = _placed(subject.of_rows(), train=mode == "training")
-        table, chosen = copy.table(), _indices(copy(z))
+        table, chosen = copy.table(), copy(z).indices
         excess = torch.minimum(_excess(z, table, chosen), _excess(z, copy.table(), chosen))  # before or after it learnt
         if excess.max() > 1e-5:
             copy = subject.fresh(train=False)
             copy.place(F.normalize(table, dim=1))
-            if _share(_indices(copy(z)) == (z @ copy.table().T).argmax(-1)) > 0.99:
+            if _share(copy(z).indices == (z @ copy.table().T).argmax(-1)) > 0.99:
                 raise NotMeasured("the layer chooses by the angle, not by the distance")
             told = f"{percent(_share(excess > 1e-5))} of the codes are not the nearest, in {mode}"
             return [finding("not nearest", f"{told}; the worst is {1 + excess.max():.3g} times as far, squared")]
@@ -113,7 +107,7 @@ def law_02_conditions(subject: Subject) -> Found:
         copy.layer.to(dtype)
         try:
             with context():
-                chosen = _indices(copy(z.to(dtype)))
+                chosen = copy(z.to(dtype)).indices
         except RuntimeError:  # it does not take this precision
             continue
         if wrong := _share(_excess(z.to(dtype), copy.table(), chosen) > 1e-9):
@@ -121,7 +115,7 @@ def law_02_conditions(subject: Subject) -> Found:
     copy, z = _placed(subject)
     half = subject.codes // 2
     copy.place(copy.table()[: max(half, 1)].repeat(3, 1)[: subject.codes])
-    if half and (later := _share(_indices(copy(z)) >= half)):
+    if half and (later := _share(copy(z).indices >= half)):
         found.append(finding("ties", f"of equal codes a later one is chosen for {percent(later)} of the vectors"))
     return found
 
@@ -140,9 +134,9 @@ def law_03_invariance(subject: Subject) -> Found:
         conditions["1000 standard deviations from the origin"] = "hazard", 1e3
     for name, (severity, offset) in conditions.items():
         copy, z = _placed(subject, offset)
-        whole = _indices(copy(z := z[:1]))
-        others = {f"a split into {n}s": torch.cat([_indices(copy(x)) for x in z.split(n, 1)], 1) for n in (1, 32)}
-        others["the reversed order"] = _indices(copy(z.flip(1))).flip(1)
+        whole = copy(z := z[:1]).indices
+        others = {f"a split into {n}s": torch.cat([copy(x).indices for x in z.split(n, 1)], 1) for n in (1, 32)}
+        others["the reversed order"] = copy(z.flip(1)).indices.flip(1)
         how = max(others, key=lambda name: _share(others[name] != whole))
         if most := _share(others[how] != whole):
             wrong = [_share(_excess(z, copy.table(), chosen) > 1e-9) for chosen in (whole, others[how])]
@@ -159,11 +153,11 @@ def law_04_round_trip(subject: Subject) -> Found:
     copy, z = _placed(subject.of_rows())
     out, table = copy(z), copy.table()
     found: Found = []
-    if (off := (copy.decode(_indices(out)) - out.z_q).abs().max().item()) > 1e-3:
+    if (off := (copy.decode(out.indices) - out.z_q).abs().max().item()) > 1e-3:
         told = f"decoded indices are up to {off:.2g} from z_q, for codes of scale 1"
         found.append(finding("decodes otherwise", told))
     if copy.encoder is not None:
-        others = _share(copy.encode(table[None]) != torch.arange(len(table))), _share(copy.encode(z) != _indices(out))
+        others = _share(copy.encode(table[None]) != torch.arange(len(table))), _share(copy.encode(z) != out.indices)
         if any(others):
             told = f"not so for {percent(others[0])} of the codes, and for {percent(others[1])} of 256 vectors"
             found.append(finding("encodes otherwise", told))
@@ -197,7 +191,7 @@ def law_15_poison(subject: Subject) -> Found:
             told = ", ".join(f"{percent(share)} of {name}" for name, share in lost.items() if share)
             return [finding("poison", f"one {fault} in z, one training step: {told} is not finite")]
         loss = "no loss" if out.total is None else f"the loss is {out.total.item():.3g}"
-        told = f"{fault} in one of 256 vectors: no error, index {int(_indices(out)[1, 2])}, {loss}"
+        told = f"{fault} in one of 256 vectors: no error, index {int(out.indices[1, 2])}, {loss}"
         found = found or [finding("accepted", told)]
     return found
 

@@ -33,7 +33,7 @@ def learning(say: Say, steps: int = STEPS) -> Part:
     """
     say("who learns from what")
     model = trained()
-    s = model(held_out(CROP, 16))
+    s = model(held_out(CROP, 64))
     # In place of argmin the codes are mixed: now distances matter.
     mixed = model.code.unflatten(torch.softmax(-s.distances, 1) @ model.codebook, s.z.shape)
     softly = (model.decoder(mixed) - s.x).square().mean()

@@ -37,7 +37,10 @@ class Explanation(NamedTuple):
     def to_page(self) -> str:
         """One self-contained HTML document."""
         sections = [Section(part.title, [prose(part)], name=part.name) for part in self.parts]
-        subtitle = f"Every number was measured when this page was made, by real backward passes: {self.measured_with}."
+        subtitle = (
+            f"Measured by real backward passes when this page was made, with {self.measured_with}; where a number "
+            "comes from elsewhere, it says so."
+        )
         return page(TITLE, sections, subtitle, Html(""), script=plane_part.SCRIPT, style=CSS + plane_part.STYLE)
 
     def to_text(self) -> str:

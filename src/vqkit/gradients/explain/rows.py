@@ -15,9 +15,8 @@ from vqkit.gradients.explain.learning import LOSSES
 from vqkit.gradients.explain.parts import Part, Say, Table
 from vqkit.gradients.explain.published import CROP, held_out, trained
 from vqkit.gradients.explain.tensorflow import IDLE, LOOKED_UP, RATE, SIZE, START, idle_rows
-from vqkit.gradients.explain.variants import NO_CODEBOOK_LOSS, NO_COMMITMENT, STANDARD, train_all
 from vqkit.gradients.routes import route
-from vqkit.pages import Linear, Series, line_chart, number, tag
+from vqkit.pages import Linear, Log, Series, line_chart, number, tag
 
 DECAY, BATCHES = 0.9, ((10.0, 1), (0.0, 99))  # each batch: the value of its vectors, and how many
 DENSE: dict[str, Callable[[list[Tensor]], torch.optim.Optimizer]] = {
@@ -32,24 +31,22 @@ SPARSE: dict[str, Callable[[list[Tensor]], torch.optim.Optimizer]] = {
 }
 
 
-def rows(say: Say, steps: int = 150) -> Part:
+def rows(say: Say) -> Part:
     """What a gather hands back, what optimizers do to rows not looked up, by hand, EMA, and the reasons of two losses.
 
-    ``steps``: of the three short trainings at the end. TensorFlow is measured in a process of its own meanwhile.
+    TensorFlow is measured in a process of its own meanwhile.
     """
     with tensorflow.measuring() as measured:
         say("which rows learn, and how")
-        s = trained()(held_out(CROP, 16))
+        s = trained()(held_out(CROP, 64))
         tables = {name: _over_time(make, False) for name, make in DENSE.items()}
         idle = {f"PyTorch {name}": idle_rows(run) for name, run in tables.items()}
         idle |= {f"PyTorch {name}, sparse": idle_rows(_over_time(make, True)) for name, make in SPARSE.items()}
-        runs = train_all((STANDARD, NO_COMMITMENT, NO_CODEBOOK_LOSS), say, steps, seeds=(0,))
         facts: dict[str, Any] = {
             "gather": {way: _held(loss) for way, loss in GATHERS.items()},
             "by_hand": {name: _difference(name) for name in DENSE},
             "ema": _averages(),
             "codebook": {loss: route(getattr(s, loss), [trained().codebook])._asdict() for loss in LOSSES},
-            "without": {name: run for name, (run,) in runs.items()},
         }
         say("what TensorFlow does")
         facts["tensorflow"] = measured()
@@ -72,7 +69,7 @@ def rows(say: Say, steps: int = 150) -> Part:
     ]
     charts = {
         "idle": line_chart(drift, Linear(), title="How far a row moves after its last look-up", x_label="step"),
-        "ema": line_chart(averages, Linear(), title="One code, batches of 1 and 99 vectors in turn", x_label="batch"),
+        "ema": line_chart(averages, Log(), title="One code, batches of 1 and 99 vectors in turn", x_label="batch"),
     }
     figures = {name: tag("div", {"class": "charts"}, chart) for name, chart in charts.items()}
     return Part("rows", "How a row of the codebook learns", facts, _tables(facts), figures)
@@ -170,10 +167,6 @@ def _tables(facts: dict[str, Any]) -> dict[str, Table]:
     ema = facts["ema"]
     names = ("batch means", "counts and sums")
     averages = [(name, *after) for name, *after in zip(names, ema["after_1"], ema["after_99"], strict=True)]
-    last = [
-        (name.replace("_", " "), run["moved"][-1], run["distance"][-1], run["spread"][-1])
-        for name, run in facts["without"].items()
-    ]
     return {
         "gather": Table(
             "The gradient after the look-ups 1, 3, 3, 7", ("look-up", "type", "rows with an entry"), gathers
@@ -185,5 +178,4 @@ def _tables(facts: dict[str, Any]) -> dict[str, Table]:
         ),
         "by_hand": Table("Largest difference in 50 steps", ("optimizer", "difference"), list(facts["by_hand"].items())),
         "ema": Table("Where the code stands", ("", "after the 1", "after the 99"), averages),
-        "without": Table("After training", ("variant", "codes moved", "z to its code", "z to its mean"), last),
     }

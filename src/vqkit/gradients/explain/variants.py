@@ -158,9 +158,9 @@ def verdict(runs: Sequence[History], standard: Sequence[History]) -> dict[str, A
     ratio, far = error[len(error) // 2] / norm[len(norm) // 2], final["distance"][0] / usual["distance"][-1]
     breaks = (kind == "worse" and ratio >= 2) or far > 10
     said = {
-        "worse": f"every seed ends above every seed of the standard, in the middle at {ratio:.2g} times its error.",
-        "better": f"every seed ends below every seed of the standard, in the middle at {ratio:.2g} times its error.",
-        "alike": f"its final errors overlap with the standard's, in the middle {ratio:.2g} times as large.",
+        "worse": f"every seed ends above every seed of the standard, in the middle at {ratio:.3g} times its error.",
+        "better": f"every seed ends below every seed of the standard, in the middle at {ratio:.3g} times its error.",
+        "alike": f"its final errors overlap with the standard's, in the middle {ratio:.3g} times as large.",
     }[kind]
     if final["perplexity"][-1] < usual["perplexity"][0]:
         said += f" It uses fewer codes: perplexity {final['perplexity'][-1]:.1f} at most."
