@@ -18,7 +18,7 @@ from vqkit.gradients.explain.chain import LAYOUTS, chain, reshaped
 from vqkit.gradients.explain.parts import Part
 from vqkit.gradients.explain.published import BETA, DIM, Steps, held_out
 from vqkit.gradients.explain.rounding import DETACHED, rounding
-from vqkit.gradients.explain.spellings import SLIP, SPELLINGS, spellings
+from vqkit.gradients.explain.spellings import SLIP, SPELLINGS, slip, spellings
 
 
 @pytest.fixture(scope="module")
@@ -132,11 +132,42 @@ def test_the_slip_is_twice_as_far_from_the_code_on_the_other_side(parts: dict[st
     assert facts["decoder"]["cosine"] == pytest.approx(cosine, abs=1e-4)
 
 
-def test_the_derivative_is_taken_at_the_code(parts: dict[str, Part]) -> None:
+def test_the_derivative_is_taken_at_the_code(parts: dict[str, Part], steps: Steps) -> None:
     facts = parts["spellings"].facts["derivative"]
     assert facts["at_q"] == {"by_z": 3.0, "by_x": 6.0} and facts["rounded"] == {"by_z": 0.0, "by_x": 0.0}
     assert facts["at_z"] == {"by_z": pytest.approx(5.88), "by_x": pytest.approx(11.76)}
     assert facts["decoder"]["at_q"] == pytest.approx(parts["spellings"].facts["first"]["at_z"], rel=1e-4)
+    model = published.trained()
+    x, z = steps.x, steps.z.detach().requires_grad_()
+    (at_z,) = torch.autograd.grad((model.decoder(z) - x).square().mean(), z)
+    (at_q,) = torch.autograd.grad(steps.reconstruction, steps.z_q, retain_graph=True)
+    assert facts["decoder"]["elsewhere"] == pytest.approx(float(at_z.norm()), rel=1e-4)
+    cosine = float((at_z * at_q).sum() / at_z.norm() / at_q.norm())
+    assert facts["decoder"]["cosine"] == pytest.approx(cosine, abs=1e-4)
+
+
+def test_what_the_slip_was_trained_for_and_what_its_indices_give(parts: dict[str, Part], steps: Steps) -> None:
+    model = published.trained(published.Code(through=slip))
+    z = model.encoder(steps.x).permute(0, 2, 3, 1)
+    e = model.codebook[torch.cdist(z.reshape(-1, DIM), model.codebook).argmin(1)].view_as(z)
+    for name, given in (("shown", 2 * z - e), ("decoded", e)):
+        error = (model.decoder(given.permute(0, 3, 1, 2)) - steps.x).square().mean()
+        assert parts["spellings"].facts["slip"]["trained"][name] == pytest.approx(error.item(), rel=1e-2)
+
+
+def test_means_and_the_published_sums_are_two_objectives(parts: dict[str, Part], steps: Steps) -> None:
+    """Per image: squares summed over pixels, and over a vector, averaged over the vectors (section 3.2)."""
+    sums = parts["chain"].facts["sums"]
+    model, count = published.trained(), len(steps.x)
+    z = model.encoder(steps.x)
+    flat = z.permute(0, 2, 3, 1).reshape(-1, DIM)
+    e = model.codebook[steps.k].detach()
+    z_q = (flat + (e - flat).detach()).view(count, 8, 8, DIM).permute(0, 3, 1, 2)
+    reconstruction = (model.decoder(z_q) - steps.x).square().sum() / count
+    commitment = BETA * (flat - e).square().sum() / len(flat)
+    norms = [float(torch.autograd.grad(t, z, retain_graph=True)[0].norm()) for t in (commitment, reconstruction)]
+    assert sums["published"] == pytest.approx(norms[0] / norms[1], rel=1e-3)
+    assert sums["share"] == pytest.approx(norms[0] / norms[1] * 3 * 32 * 32 / DIM, rel=1e-3)
 
 
 # --- the chain ----------------------------------------------------------------------------------------------------

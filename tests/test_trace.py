@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import random
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +14,6 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import vqkit
-from tests.command import TINY, call, process, write_images
 from tests.zoo import ZOO, Case, vectors
 from vqkit.gradients.routes import edges_of, gradients, reached, route
 from vqkit.gradients.trace import measure
@@ -224,6 +222,7 @@ def test_no_gradient_statistic_buffer_or_random_state_changes(case: Case) -> Non
         reconstruction = F.mse_loss(mine.decoder(z_q), x)
         if traced:
             before = torch.get_rng_state()
+            z.retain_grad()
             measure(
                 {"reconstruction": reconstruction, "commitment": losses.commitment},
                 mine,
@@ -231,7 +230,7 @@ def test_no_gradient_statistic_buffer_or_random_state_changes(case: Case) -> Non
                 loss_of=lambda q: F.mse_loss(mine.decoder(q), x),
             )
             assert torch.equal(torch.get_rng_state(), before)
-            assert all(p.grad is None for p in mine.parameters())
+            assert all(p.grad is None for p in [z, *mine.parameters()])
         (reconstruction + losses.total).backward()
         optimizer.step()
         return mine.state_dict()
@@ -280,6 +279,13 @@ def test_complex_gradients_count_with_both_parts() -> None:
     other = torch.autograd.grad(weight.abs().square().sum(), weight)[0].numpy()
     cosine = (direct * other.conj()).sum().real / np.linalg.norm(direct) / np.linalg.norm(other)
     assert table.cosines["weight"]["a", "b"] == pytest.approx(cosine)
+
+
+def test_sparse_gradients_count_once_per_look_up() -> None:
+    model = nn.Sequential(nn.Embedding(10, 4, sparse=True), nn.Linear(4, 1))
+    table = measure({"a": model(torch.tensor([1, 1, 2])).sum()}, model)
+    row = model[1].weight.detach()[0]
+    assert table.routes["a"]["0"].norm == pytest.approx(float(torch.stack([2 * row, row]).norm()), rel=1e-6)
 
 
 def test_nan_is_a_kind_and_no_number() -> None:
@@ -356,7 +362,7 @@ def test_bad_models_and_latents_are_refused_in_a_line() -> None:
         measure(found, {"encoder": model.encoder}, z=z, loss_of=lambda q: q.sum())
     with pytest.raises(ValueError, match=r"z has shape \(32, 5\); its last axis must be 8 long"):
         measure(found, model, z=x, loss_of=lambda q: q.sum())
-    with pytest.raises(ValueError, match="two axes are 8 long: move the channels to the end"):
+    with pytest.raises(ValueError, match="two axes are 8 long: pass z as"):
         measure(
             found,
             model.encoder,
@@ -368,6 +374,8 @@ def test_bad_models_and_latents_are_refused_in_a_line() -> None:
         measure(found, model, z=z, loss_of=lambda q: q.sum(), codebook=nn.Embedding(3, 8))
     with pytest.raises(ValueError, match=r"loss_of\(z_q\) has no graph"):
         measure(found, model, z=z, loss_of=lambda q: q.detach().sum())
+    with pytest.raises(ValueError, match="too coarse for what one code changes"):
+        measure(found, model, z=z, loss_of=lambda q: q.sum().bfloat16())
     for group in ([model.encoder, model.decoder], 3):
         with pytest.raises(ValueError, match=r"model\['a'\] must be a module, a tensor or a sequence"):
             measure(found, {"a": group})
@@ -377,33 +385,3 @@ def test_bad_models_and_latents_are_refused_in_a_line() -> None:
         measure(found, model, z=z, loss_of=lambda q: q)
     with pytest.raises(ValueError, match="nothing that requires a gradient"):
         measure(found, nn.ReLU())
-
-
-# --- a run --------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("run") / "r"
-    images = write_images(out.parent / "images")
-    assert process("train", images, "--out", out, *TINY).code == 0
-    return out
-
-
-def test_the_trace_of_a_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, _ = call(capsys, "trace", run)
-    assert code == 0
-    assert [word in out for word in ("encoder", "decoder", "no path", "straight-through", "EMA(decay=0.99)")] == [
-        True
-    ] * 5
-    code, out, _ = call(capsys, "trace", run, "--json")
-    entries = json.loads(out)
-    assert entries["routes"]["commitment"]["decoder"]["kind"] == "no path"
-    assert 0 < entries["straight_through"]["changes"] <= 320
-    assert "EMA(decay=0.99)" in entries["codebook"]
-
-
-def test_a_run_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, err = call(capsys, "trace", tmp_path / "none")
-    assert (code, out) == (2, "")
-    assert err.count("\n") == 1

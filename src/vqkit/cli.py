@@ -9,6 +9,7 @@ import shlex
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
 from dataclasses import fields
 from importlib import import_module
 from typing import TYPE_CHECKING, Annotated, Any
@@ -260,7 +261,8 @@ def audit(
     if not set(told) <= set(names):
         raise UsageError(f"--tell {' '.join(told)}: one can tell {', '.join(names)}, each as NAME=VALUE.")
     try:
-        found = audit_class(layer, [text for group in arguments for text in group], dim, tell=Conventions(**told))
+        with redirect_stdout(sys.stderr):  # what the layer prints is no part of the answer
+            found = audit_class(layer, [text for group in arguments for text in group], dim, tell=Conventions(**told))
     except ValueError as error:
         raise UsageError(error) from error
     print(json.dumps(found.to_json(), indent=2) if as_json else found)

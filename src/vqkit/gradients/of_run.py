@@ -25,6 +25,11 @@ def trace_run(run: str | os.PathLike[str], data: str | os.PathLike[str] | None =
     model = VQVAE.from_pretrained(directory).train()
     images = images_of_run(directory) if data is None else open_images(data)
     entries = read_config(directory)
+    if model.config is not None and images.channels != model.config.channels:
+        raise ValueError(
+            f"{data} has images of {images.channels} channels, but {directory} was trained on images of "
+            f"{model.config.channels}: name others, or none."
+        )
     trained = {**Config().to_json(), **entries.get("training", {})}
     images = images.for_crops(trained["crop"])
     x = RandomCrops(images.images, trained["crop"], trained["batch"], trained["seed"]).batch_at(0)

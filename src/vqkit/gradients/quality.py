@@ -42,6 +42,8 @@ def straight_through_quality(
         loss = loss_of(q_ND.view(last.shape).movedim(-1, axis).to(z.dtype))
         if not isinstance(loss, Tensor) or loss.numel() != 1:
             raise ValueError(f"loss_of returned a {type(loss).__name__}; it must return a scalar tensor.")
+        if loss.dtype in (torch.float16, torch.bfloat16):
+            raise ValueError(f"loss_of returned {loss.dtype}, too coarse for what one code changes: return float32.")
         return loss
 
     tried = torch.linspace(0, len(vectors_ND) - 1, min(_VECTORS, len(vectors_ND))).round().long()

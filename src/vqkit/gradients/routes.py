@@ -32,6 +32,9 @@ class Route(NamedTuple):
     norm: float
     kind: Kind
 
+    def __str__(self) -> str:
+        return {"flows": f"{self.norm:.4g}", "zero": "0 on a path"}.get(self.kind, self.kind)
+
 
 def edges_of(loss: Tensor) -> list[Edge]:
     """Every edge of the graph behind ``loss``, each once, those nearest to the loss first."""
@@ -93,5 +96,5 @@ def route_of(arrived: Sequence[Tensor | None]) -> Route:
 
 def real(gradient: Tensor) -> Tensor:
     """As flat real numbers in float64; of complex ones both parts."""
-    flat = gradient.detach().flatten()
+    flat = (gradient.to_dense() if gradient.is_sparse else gradient).detach().flatten()
     return (torch.view_as_real(flat).flatten() if flat.is_complex() else flat).double()

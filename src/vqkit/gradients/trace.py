@@ -45,7 +45,7 @@ class Trace:
 
     def __str__(self) -> str:
         rows = [["gradient norm", *next(iter(self.routes.values()))]]
-        rows += [[loss, *map(_cell, row.values())] for loss, row in self.routes.items()]
+        rows += [[loss, *map(str, row.values())] for loss, row in self.routes.items()]
         text = aligned(rows)
         if max(map(len, text.splitlines())) > _WIDE:
             text = aligned(list(zip(*rows, strict=True)))
@@ -58,10 +58,6 @@ class Trace:
             said = "undefined" if value is None else f"{value:.3f} with the measured change"
             lines.append(f"straight-through: correlation {said}, {changes} changes of code")
         return "\n".join([text, *lines])
-
-
-def _cell(route: Route) -> str:
-    return {"flows": f"{route.norm:.4g}", "zero": "0 on a path"}.get(route.kind, route.kind)
 
 
 def trace(
@@ -85,7 +81,8 @@ def trace(
     correlated with what happened. ``loss_of`` runs up to 322 times, each from the same random state.
 
     No gradient of a leaf, statistic, buffer of ``model`` or random state is changed; graphs are kept.
-    Hooks run as in any backward pass, that of ``retain_grad()`` among them.
+    Hooks run as in any backward pass; that of ``retain_grad()`` too, on tensors that are named neither in ``model`` nor
+    as ``z``.
 
     Args:
         losses: scalars by name, already computed.
@@ -129,7 +126,7 @@ def measure(
     groups = _groups(model)
     every = [tensor for tensors in groups.values() for tensor in tensors]
     arrived: dict[str, dict[str, list[Tensor | None]]] = {}
-    with _unchanged(model):
+    with _unchanged(model, every if z is None else [*every, z]):
         for name, loss in losses.items():
             _check_loss(name, loss)
             try:
@@ -233,18 +230,20 @@ def _channels_first(z: Tensor, dim: int, model: nn.Module | Mapping[str, Group])
         return False
     if z.shape[-1] == dim and not any(isinstance(module, VectorQuantizer) for module in _modules(model)):
         raise ValueError(
-            f"z has shape {tuple(z.shape)}, in which two axes are {dim} long: move the channels to the end."
+            f"z has shape {tuple(z.shape)}, in which two axes are {dim} long: pass z as (vectors, {dim}), and let loss_of "
+            "give z_q its shape."
         )
     return z.shape[-1] != dim or any(isinstance(module, ChannelsFirst) for module in _modules(model))
 
 
 @contextmanager
-def _unchanged(model: nn.Module | Mapping[str, Group]) -> Iterator[None]:
-    """Random state and buffers (running means, what counts calls) are afterwards as they were.
+def _unchanged(model: nn.Module | Mapping[str, Group], named: Sequence[Tensor]) -> Iterator[None]:
+    """Random state, buffers (running means, what counts calls) and retained gradients are afterwards as they were.
 
     Copies stand in meanwhile: a graph keeps the buffers that it saw and refuses to run once they were written to.
     """
     buffers = [(m._buffers, name, buffer) for m in _modules(model) for name, buffer in m.named_buffers(recurse=False)]
+    retained = [(t, None if t.grad is None else t.grad.clone()) for t in named if t.retains_grad]
     with kept.random_state():
         try:
             for place, name, buffer in buffers:
@@ -253,3 +252,5 @@ def _unchanged(model: nn.Module | Mapping[str, Group]) -> Iterator[None]:
         finally:
             for place, name, buffer in buffers:
                 place[name] = buffer
+            for tensor, gradient in retained:
+                tensor.grad = gradient

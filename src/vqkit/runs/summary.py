@@ -44,7 +44,7 @@ def images_of_run(directory: Path) -> Images:
     if source is not None and not os.path.exists(source):
         raise FileNotFoundError(
             f"{directory} was trained on {source}, which is gone: vqkit train --resume {directory} DATA keeps the new "
-            f"place, vqkit eval {directory} DATA measures on any."
+            f"place, vqkit eval or trace {directory} DATA measures on any."
         )
     return open_images(source)
 

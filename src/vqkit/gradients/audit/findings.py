@@ -264,7 +264,9 @@ FINDINGS: dict[str, tuple[int, Severity, str, str, str]] = {
 def finding(name: str, measured: str, severity: Severity | None = None, rank: int | None = None) -> Finding:
     """The finding of this name; its severity and rank are the usual one and the law's number unless they are given."""
     number, usual, expected, why, fix = FINDINGS[name]
-    return Finding(law(number), severity or usual, expected, measured, why, fix, number if rank is None else rank)
+    if rank is None:
+        rank = number + 10 * (number in (15, 16))  # what bad input does comes after what good input shows
+    return Finding(law(number), severity or usual, expected, measured, why, fix, rank)
 
 
 def percent(share: float) -> str:

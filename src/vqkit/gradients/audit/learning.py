@@ -11,7 +11,7 @@ from torch.optim import SGD, Adam
 from torch.utils.checkpoint import checkpoint
 
 from vqkit.gradients.audit.findings import Found, finding, percent
-from vqkit.gradients.audit.report import Kept, NotMeasured, law
+from vqkit.gradients.audit.report import Finding, Kept, NotMeasured, law
 from vqkit.gradients.audit.subject import EachResult, Subject, state_of
 
 # --- law 11: when it learns ---------------------------------------------------------------------------------------
@@ -238,35 +238,38 @@ def law_13_start(subject: Subject) -> Found:
 
 def law_14_revival(subject: Subject) -> Found:
     """A revived code stays where it was put until vectors choose it, and an optimizer does not drag it on."""
-    for remembers in (False, True)[: 1 + subject.learnable]:
-        copy, codes, idle, near = apart(subject)
-        optimizer = Adam([copy.tensor], lr=0.1) if remembers else None
-        copy.learn((codes[None] if remembers else near) + 0.1, optimizer)
-        revived, put, steps = torch.zeros_like(idle), torch.zeros_like(idle), 0
+    kept = [_revived(subject, remembers) for remembers in (False, True)[: 1 + subject.learnable]]
+    return next((found for found in kept if isinstance(found[0], Finding)), kept[0])
 
-        def on_a_vector(before: Tensor) -> Tensor:
-            return idle & ((copy.rows - before).norm(dim=1) > 5) & ~_far(copy.rows, z[0], 0.2)  # Adam may have followed
 
-        while not revived.any():
-            if steps == 60:
-                with EachResult(lambda _: put.logical_or_(on_a_vector(before))):
-                    copy.learn(z, optimizer)
-                told = f"no idle code moves onto a vector in {steps} steps of {z.shape[1]}"
-                if not put.any():
-                    raise NotMeasured(told)
-                told = f"{told}: within one step {int(put.sum())} of {int(idle.sum())} are put onto vectors"
-                return [finding("revival", f"{told}, and none is there when it ends")]
-            before, z = copy.table(), near.repeat(1, -(-copy.codes // near.shape[1]), 1)
-            z += 2 * torch.randn_like(z)
-            copy.learn(z, optimizer)
-            revived, steps = on_a_vector(before), steps + 1
-        before, elsewhere = copy.table(), codes[~idle][:1].expand(1, 8, -1)
-        copy.learn(elsewhere, optimizer)
-        revived &= _far(copy.rows, elsewhere[0], 0.1)  # not once more
-        moved = float((copy.table() - before)[revived].norm(dim=1).max()) if revived.any() else 0.0
-        if moved > (1e-4 if remembers else 5):
-            told = f"a revived code moves by {moved:.2g} in a step in which nothing chose it"
-            return [finding("memory", f"with Adam {told}") if remembers else finding("revival", told)]
+def _revived(subject: Subject, remembers: bool) -> Found:
+    copy, codes, idle, near = apart(subject)
+    optimizer = Adam([copy.tensor], lr=0.1) if remembers else None
+    copy.learn((codes[None] if remembers else near) + 0.1, optimizer)
+    near, steps, put = near.repeat(1, -(-copy.codes // near.shape[1]), 1), 0, torch.zeros_like(idle)
+
+    def on_a_vector() -> Tensor:  # Adam may have followed
+        return idle & ((copy.rows - before).norm(dim=1) > 5) & ~_far(copy.rows, z[0], 0.2)
+
+    before, z = copy.table(), near
+    while not (revived := on_a_vector()).any():
+        if steps == 60:
+            with EachResult(lambda _: put.logical_or_(on_a_vector())):
+                copy.learn(z, optimizer)
+            told = f"no idle code moves onto a vector in {steps} steps of {z.shape[1]}"
+            if not put.any():
+                raise NotMeasured(told)
+            told = f"{told}: within one step {int(put.sum())} of {int(idle.sum())} are put onto vectors"
+            return [finding("revival", f"{told}, and none is there when it ends")]
+        before, z, steps = copy.table(), near + 2 * torch.randn_like(near), steps + 1
+        copy.learn(z, optimizer)
+    before, elsewhere = copy.table(), codes[~idle][:1].expand(1, 8, -1)
+    copy.learn(elsewhere, optimizer)
+    revived &= _far(copy.rows, elsewhere[0], 0.1)  # not once more
+    moved = float((copy.rows - before)[revived].norm(dim=1).max()) if revived.any() else 0.0
+    if moved > (1e-4 if remembers else 5):
+        told = f"a revived code moves by {moved:.2g} in a step in which nothing chose it"
+        return [finding("memory", f"with Adam {told}") if remembers else finding("revival", told)]
     return [Kept(law(14), f"idle codes are revived within {steps * z.shape[1]:,} vectors, and stay put")]
 
 

@@ -70,9 +70,8 @@ def law_06_losses(subject: Subject) -> Found:
     unstopped = _near(w.c_z, w.slope) and _near(w.c_e, w.slope)
     reported = not learnable and _near(w.slope - w.c_z, 1)  # the codebook loss of codes that are averages
     if not (_near(w.c_z + w.c_e, w.slope) or unstopped or reported):
-        return [
-            finding("value", f"{told}, together {w.c_z + w.c_e:.4g}; the value changes as {w.slope:.4g} mean |z - e|^2")
-        ]
+        told += f", together {w.c_z + w.c_e:.4g}; the value changes as {w.slope:.4g} mean |z - e|^2"
+        return [finding("value", told)]
     unit = 64.0 if abs(w.slope) > 2 * abs(few.slope) else 1.0  # 16 vectors and 64: of a mean the weights are the same
     unit *= subject.dim if subject.dim > 1 and _near(w.c_e, unit * subject.dim) else 1.0
     c_z, c_e, found = w.c_z / unit, w.c_e / unit, Found()

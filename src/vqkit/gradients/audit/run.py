@@ -68,7 +68,7 @@ def audit(
             raise ValueError(f"{argument} is {value}; it must be positive.")
     if not callable(layer):
         raise ValueError(f"layer is a {type(layer).__name__}; it must be a torch.nn.Module, or make one when called.")
-    name = type(layer).__name__ if isinstance(layer, nn.Module) else _name(layer)
+    name = _name(layer)
     found: list[Finding | Kept] = []
     unmeasured = []
     with _untouched():
@@ -132,20 +132,19 @@ def _argument(text: str) -> tuple[str, Any]:
 
 
 def _subject(layer: Any, dim: int, tell: Conventions) -> tuple[Subject, dict[str, str]]:
-    if isinstance(layer, nn.Module):
-        return find_out(layer, dim, tell)
     try:
-        built = layer()
+        built = layer if isinstance(layer, nn.Module) else layer()
     except Exception as error:
         what = "needs CUDA, and an audit runs on the CPU" if "cuda" in f"{error}".lower() else "cannot be built"
         raise ValueError(f"layer ({_name(layer)}) {what}: {_told(error)}") from error
     if not isinstance(built, nn.Module):
         raise ValueError(f"layer ({_name(layer)}) makes a {type(built).__name__}; it must make a torch.nn.Module.")
-    return find_out(built, dim, tell, layer)
+    return find_out(built, dim, tell, None if built is layer else layer)
 
 
 def _name(makes: Any) -> str:
-    return getattr(getattr(makes, "func", makes), "__name__", type(makes).__name__)
+    makes = type(makes) if isinstance(makes, nn.Module) else getattr(makes, "func", makes)
+    return getattr(makes, "__name__", type(makes).__name__)
 
 
 def _told(error: BaseException) -> str:

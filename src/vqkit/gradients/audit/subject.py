@@ -55,10 +55,10 @@ class Subject:
     """A layer, and what was found out about it. Its methods change the layer: work on a ``fresh()`` one.
 
     ``takes`` is one of ``LAYOUTS``; ``z_q``, ``indices``, ``losses`` and ``total`` (to be summed) are paths into what
-    the layer returns: ``"2.1"``, ``"losses.total"``, "" for all of it; ``codebook`` is the name of a parameter or
-    buffer, ``turned`` says that its columns are the codes, and ``composed`` that what comes out is made of its rows, but
-    is none of them; ``encoder`` and ``decoder`` are methods, to indices and from them; ``masks``: forward takes mask=. ``waiting`` is the layer before it saw the vectors that its codebook
-    starts from; ``makes`` builds another layer.
+    the layer returns: ``"2.1"``, ``"losses.total"``, "" for all of it. ``codebook`` is the name of a parameter or
+    buffer, ``turned`` says that its columns are the codes, ``composed`` that what comes out is made of them, but is none
+    of them. ``encoder`` and ``decoder`` are the names of methods; ``masks``: forward takes mask=. ``waiting`` is the
+    layer before it saw the vectors that its codebook starts from; ``makes`` builds another layer.
     """
 
     layer: nn.Module

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from vqkit.functional import nearest_codes
 from vqkit.gradients.audit.findings import Found, finding, percent
 from vqkit.gradients.audit.report import Kept, NotMeasured, Severity, law
-from vqkit.gradients.audit.subject import EachResult, Outcome, Subject, alone, as_indices, state_of
+from vqkit.gradients.audit.subject import EachResult, Subject, alone, as_indices, state_of
 
 
 def _placed(subject: Subject, offset: float = 0.0, spread: float = 1.0, train: bool = False) -> tuple[Subject, Tensor]:
@@ -31,37 +31,38 @@ def _share(wrong: Tensor) -> float:
 # --- law 1 --------------------------------------------------------------------------------------------------------
 
 
-def _off(out: Outcome, before: Tensor, after: Tensor) -> Tensor:
+def _off(subject: Subject, mode: str, dtype: torch.dtype = torch.float32) -> tuple[Tensor, str]:
     """By how much the entries of z_q are off the codes that the indices name, before or after the layer learnt."""
-    z_q = out.z_q.detach()
-    errors = [(z_q.float() - table.to(z_q.dtype)[out.indices].float()).abs() for table in (before, after)]
-    return min(errors, key=lambda error: float(error.sum()))
+    copy, z = _placed(subject.of_rows(), train=mode == "training")
+    copy.layer.to(dtype)
+    before, z = copy.table(), z.to(dtype).requires_grad_()
+    out = copy(z)
+    rows = [table[out.indices].to(dtype) for table in (before, copy.rows)]
+    q = min(rows, key=lambda row: float((row - out.z_q).abs().sum()))
+    slip = bool((out.z_q - 2 * z + q).abs().max() < 1e-3)
+    return (out.z_q.detach().float() - q.float()).abs(), ": z_q is 2 z - q" if slip else ""
 
 
 def law_01_rows(subject: Subject) -> Found:
     """z_q is bit for bit rows of the codebook, in training and in evaluation, in float32 and in bfloat16."""
-    inexact = {}
+    inexact, worst = {}, 0.0
     for mode in ("training", "evaluation"):
-        copy, z = _placed(subject.of_rows(), train=mode == "training")
-        table, out = copy.table(), copy(z.requires_grad_())
-        error = _off(out, table, copy.table())
+        error, slip = _off(subject, mode)
         inexact[mode] = _share(error != 0)
         if error.mean() > 1e-3:
-            slip = (out.z_q - 2 * z + table[out.indices]).abs().max() < 1e-3
-            told = f"in {mode} an entry of z_q is {error.mean():.2g} from its code on average, for codes of scale 1"
-            return [finding("no rows", f"{told}{': z_q is 2 z - q' if slip else ''}")]
-    copy, z = _placed(subject, train=True)
-    copy.layer.bfloat16()
-    table, worst = copy.table(), 0.0
+            told = (
+                f"in {mode} an entry of z_q is {error.mean():.2g} from its code on average, for codes of scale 1{slip}"
+            )
+            return [finding("no rows", told)]
     try:
-        worst = float(_off(copy(z.bfloat16().requires_grad_()), table, copy.table()).max())
+        worst = float(_off(subject, "training", torch.bfloat16)[0].max())
         half = f"in bfloat16 z_q is up to {worst:.2g} from its code" if worst else "in bfloat16 too"
     except (RuntimeError, ValueError) as error:
         half = f"in bfloat16 the layer raises {type(error).__name__}"
-    mode = max(inexact, key=lambda name: inexact[name])
-    if not worst and not inexact[mode]:
+    mode, most = max(inexact.items(), key=lambda pair: pair[1])
+    if not worst and not most:
         return [Kept(law(1), f"z_q is bit for bit a row of the codebook in float32, {half}")]
-    bits = f"in float32 {percent(inexact[mode])} of its entries differ in their last bits, in {mode}"
+    bits = f"in float32 {percent(most)} of its entries differ in their last bits, in {mode}"
     return [finding("rounded rows", f"{half}; {bits}")]
 
 
@@ -80,11 +81,11 @@ def law_02_nearest(subject: Subject) -> Found:
     for mode in ("training", "evaluation"):
         copy, z = _placed(subject.of_rows(), train=mode == "training")
         table, chosen = copy.table(), copy(z).indices
-        excess = torch.minimum(_excess(z, table, chosen), _excess(z, copy.table(), chosen))  # before or after it learnt
+        excess = torch.minimum(_excess(z, table, chosen), _excess(z, copy.rows, chosen))  # before or after it learnt
         if excess.max() > 1e-5:
             copy = subject.fresh(train=False)
             copy.place(F.normalize(table, dim=1))
-            if _share(copy(z).indices == (z @ copy.table().T).argmax(-1)) > 0.99:
+            if _share(copy(z).indices == (z @ copy.rows.T).argmax(-1)) > 0.99:
                 raise NotMeasured("the layer chooses by the angle, not by the distance")
             told = f"{percent(_share(excess > 1e-5))} of the codes are not the nearest, in {mode}"
             return [finding("not nearest", f"{told}; the worst is {1 + excess.max():.3g} times as far, squared")]
@@ -181,14 +182,13 @@ def law_15_poison(subject: Subject) -> Found:
     for fault in (math.nan, math.inf):
         copy, z = subject.fresh(), torch.randn(4, 64, subject.dim)
         z[1, 2, 0] = fault
-        clean = [name for name, tensor in state_of(copy.layer).items() if torch.isfinite(tensor).all()]
         try:
             out = copy.learn(z)
         except (ValueError, RuntimeError):
             continue
-        lost = {name: _share(~torch.isfinite(state_of(copy.layer)[name])) for name in clean}
-        if any(lost.values()):
-            told = ", ".join(f"{percent(share)} of {name}" for name, share in lost.items() if share)
+        before, after = state_of(subject.layer), state_of(copy.layer)
+        lost = {n: _share(~torch.isfinite(after[n])) for n, tensor in before.items() if torch.isfinite(tensor).all()}
+        if told := ", ".join(f"{percent(share)} of {name}" for name, share in lost.items() if share):
             return [finding("poison", f"one {fault} in z, one training step: {told} is not finite")]
         loss = "no loss" if out.total is None else f"the loss is {out.total.item():.3g}"
         told = f"{fault} in one of 256 vectors: no error, index {int(out.indices[1, 2])}, {loss}"
@@ -209,8 +209,8 @@ def law_16_empty(subject: Subject) -> Found:
             told = "" if total is None or math.isfinite(total.item()) else f"the loss is {total.item():.3g}"
         except Exception as error:
             told = f"{type(error).__name__}: {' '.join(str(error).split())[:100]}"
-        if not told and copy.codebook is not None and not torch.allclose(copy.table(), subject.table(), rtol=1e-5):
-            told = f"a code moves by {float((copy.table() - subject.table()).abs().max()):.3g}"
+        if not told and copy.codebook is not None and not torch.allclose(copy.rows, subject.rows, rtol=1e-5):
+            told = f"a code moves by {float((copy.rows - subject.rows).abs().max()):.3g}"
         found += [finding("empty", f"{name}: {told}")] if told else []
     return found
 

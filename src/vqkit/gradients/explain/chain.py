@@ -22,7 +22,7 @@ from vqkit.gradients.explain.published import (
     trained,
 )
 from vqkit.gradients.explain.walked import Step, drawn, name_of, nodes_of, steps_of
-from vqkit.gradients.routes import gradients, route
+from vqkit.gradients.routes import Route, gradients, route
 from vqkit.pages import Html
 from vqkit.pages.graphs import Colour
 
@@ -174,7 +174,7 @@ def _tables(facts: dict[str, Any]) -> dict[str, Table]:
     same = {True: "yes", False: "no", None: ""}
     norms, layouts = [], []
     for name, row in facts["norms"].items():
-        cells = [row[loss]["norm"] if row[loss]["kind"] == "flows" else row[loss]["kind"] for loss in losses]
+        cells = [str(Route(**row[loss])) for loss in losses]
         norms.append(
             (name, "\N{MULTIPLICATION SIGN}".join(map(str, row["shape"])), *cells, same[row.get("same_numbers")])
         )

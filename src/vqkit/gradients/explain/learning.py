@@ -12,7 +12,7 @@ from vqkit.codebooks import Given
 from vqkit.gradients.explain.parts import Part, Say, Table
 from vqkit.gradients.explain.published import BETA, CODES, CROP, DIM, Published, Steps, held_out, trained
 from vqkit.gradients.explain.variants import MEASURES, STANDARD, STEPS, VARIANTS, History, pull, train_all, verdict
-from vqkit.gradients.routes import gradients, route
+from vqkit.gradients.routes import Route, gradients, route
 from vqkit.pages import Linear, Log, Series, line_chart, number, tag
 from vqkit.quantizers import VectorQuantizer
 
@@ -23,7 +23,6 @@ GROUPS = {
     "terms": ("standard", "no_commitment", "no_codebook_loss"),
     "codes": ("standard", "ema", "swapped"),
 }
-ZEROS = {"no path": "0, no path", "zero": "0 along a path"}
 
 
 def learning(say: Say, steps: int = STEPS) -> Part:
@@ -57,7 +56,7 @@ def learning(say: Say, steps: int = STEPS) -> Part:
         charts = (
             line_chart(
                 [_series(titles[variant], histories[variant], measure) for variant in group],
-                *(Linear() if measure == "perplexity" else Log(),),
+                Linear() if measure == "perplexity" else Log(),
                 title=title,
                 x_label="step",
             )
@@ -122,7 +121,7 @@ def _series(title: str, runs: Sequence[History], measure: str) -> Series:
 
 def _tables(facts: dict[str, Any]) -> dict[str, Table]:
     def cells(found: dict[str, dict[str, Any]]) -> list[str]:
-        return [ZEROS.get(route["kind"], number(route["norm"])) for route in found.values()]
+        return [str(Route(**route)) for route in found.values()]
 
     norms = [(loss, *cells(found)) for loss, found in facts["norms"].items()]
     norms.append(("reconstruction, codes mixed by softmax", *cells(facts["softmax"])))
@@ -132,9 +131,9 @@ def _tables(facts: dict[str, Any]) -> dict[str, Table]:
         (
             v["title"],
             *(f"{number(band[0])} to {number(band[-1])}" for band in v["final"].values()),
-            "yes" if v["breaks"] else "no",
+            "" if name == STANDARD.name else "yes" if v["breaks"] else "no",
         )
-        for v in facts["variants"].values()
+        for name, v in facts["variants"].items()
     ]
     learners = tuple(facts["softmax"])
     return {

@@ -11,11 +11,10 @@ from typing import Any, NamedTuple
 import torch
 
 import vqkit
-from vqkit.gradients.explain import plane as plane_part
 from vqkit.gradients.explain.chain import chain
 from vqkit.gradients.explain.learning import learning
 from vqkit.gradients.explain.parts import Part, Say
-from vqkit.gradients.explain.plane import plane
+from vqkit.gradients.explain.plane import SCRIPT, STYLE, plane
 from vqkit.gradients.explain.rounding import rounding
 from vqkit.gradients.explain.rows import rows
 from vqkit.gradients.explain.spellings import spellings
@@ -41,7 +40,7 @@ class Explanation(NamedTuple):
             f"Measured by real backward passes when this page was made, with {self.measured_with}; where a number "
             "comes from elsewhere, it says so."
         )
-        return page(TITLE, sections, subtitle, Html(""), script=plane_part.SCRIPT, style=CSS + plane_part.STYLE)
+        return page(TITLE, sections, subtitle, Html(""), script=SCRIPT, style=CSS + STYLE)
 
     def to_text(self) -> str:
         """The tables, for a terminal."""
@@ -61,13 +60,15 @@ def explain(say: Say) -> Explanation:
     """Measures every part; about a minute on two cores. ``say`` is told what comes next."""
     parts, threads = [], torch.get_num_threads()
     torch.set_num_threads(1)  # the models are small; more threads would wait for one another longer than they work
-    for i, measure in enumerate(PARTS, 1):
+    try:
+        for i, measure in enumerate(PARTS, 1):
 
-        def say_part(text: str, i: int = i) -> None:
-            say(f"part {i} of {len(PARTS)}: {text}")
+            def say_part(text: str, i: int = i) -> None:
+                say(f"part {i} of {len(PARTS)}: {text}")
 
-        parts.append(measure(say_part))
-    torch.set_num_threads(threads)
+            parts.append(measure(say_part))
+    finally:
+        torch.set_num_threads(threads)
     return Explanation(tuple(parts), f"vqkit {vqkit.__version__}, PyTorch {torch.__version__}")
 
 

@@ -131,6 +131,10 @@ def measure() -> dict[str, Any]:
         "dense_use": _held(gradient(lambda: tf.reduce_sum(tf.gather(e, k) ** 2) + tf.reduce_sum(e**2))),
         "argmin_use": _held(gradient(lambda: tf.reduce_sum((z - tf.gather(e, tf.argmin(distances(), 1))) ** 2))),
         "outside": {**_held(none), "error": _error(lambda: none.indices)},
+        "assigned": _error(lambda: compile("codebook loss = 0", "snippet", "exec")),
+        "applied": _error(
+            lambda: eval("optimizer.apply_gradients(zip([grad], [embedding]))", {"optimizer": optimizers["SGD"]})
+        ),
         "weights": _error(lambda: unbuilt.weights[0]),
         "gradient_off": {name: float(tf.reduce_max(abs(g - ramp))) for name, g in got.items()},
         "slip": float(tf.reduce_max(abs(ways["slip"](z) - quantized(z, ramp)))),
