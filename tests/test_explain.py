@@ -6,6 +6,7 @@ import inspect
 import json
 import re
 from functools import partial
+from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -67,6 +68,14 @@ def test_the_page_in_the_docs_has_the_same_anchors_and_facts(path: Path, explana
     facts = json.loads(json.dumps(explanation.to_json()))
     assert kept["rounding"] == facts["rounding"]
     assert _paths(kept) == _paths(facts)
+
+
+def test_the_page_in_the_docs_has_the_text_of_today() -> None:
+    shown = (DOCS / "explain.html").read_text(encoding="utf-8")
+    for part in PARTS:
+        text = resources.files("vqkit.gradients.explain").joinpath("prose", f"{part.__name__}.html").read_text("utf-8")
+        for stretch in re.split(r"\{\{.*?\}\}", text):
+            assert stretch in shown, f"{part.__name__}: {stretch[:80]!r}: make docs/explain.html anew"
 
 
 def _paths(facts: object, at: str = "") -> set[str]:

@@ -262,9 +262,7 @@ def test_a_graph_is_kept_for_the_backward_pass_that_follows() -> None:
     found = losses_of(model, x)
     measure(found, model)
     sum(found.values()).backward()
-    with pytest.raises(
-        ValueError, match=r"losses\['reconstruction'\] cannot be differentiated: .* Trace before backward"
-    ):
+    with pytest.raises(ValueError, match=r"losses\['reconstruction'\] has lost its graph: trace before"):
         measure(found, model)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import builtins
 import json
 import os
 import shlex
@@ -12,6 +11,7 @@ from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from dataclasses import fields
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
@@ -188,9 +188,9 @@ def explain(
         as_json: print every number as JSON
     """
     import webbrowser
-    from pathlib import Path
 
     from vqkit.gradients.explain.page import explain as measure
+    from vqkit.models.storage import replace_file
 
     if text and as_json:
         raise UsageError("--text and --json both print: choose one.")
@@ -201,8 +201,7 @@ def explain(
     if text or as_json:
         print(explanation.to_text() if text else json.dumps(explanation.to_json(), indent=2))
     if page is not None:
-        with builtins.open(page, "x", encoding="utf-8") as file:
-            file.write(explanation.to_page())
+        replace_file(Path(page), explanation.to_page().encode())
         print(f"the page is {page}", file=sys.stderr if text or as_json else sys.stdout)
         if open and not webbrowser.open(Path(page).resolve().as_uri()):
             return _fail(f"no browser could be started; open {page} yourself.", _FAILURE)
@@ -253,6 +252,7 @@ def audit(
         as_json: print JSON
     """
     from vqkit.gradients.audit import Conventions, audit_class
+    from vqkit.models.storage import replace_file
 
     if out is not None:
         _require_new(out)
@@ -267,8 +267,7 @@ def audit(
         raise UsageError(error) from error
     print(json.dumps(found.to_json(), indent=2) if as_json else found)
     if out is not None:
-        with builtins.open(out, "x", encoding="utf-8") as file:
-            file.write(found.to_page())
+        replace_file(Path(out), found.to_page().encode())
         print(f"the page is {out}", file=sys.stderr)
     return 0 if found.ok else _FAILURE
 
@@ -327,6 +326,8 @@ def _require_new(page: str) -> None:
         raise FileExistsError(f"{page} exists already and is not overwritten: choose another name with -o.")
     if not os.path.isdir(os.path.dirname(page) or "."):
         raise FileNotFoundError(f"{os.path.dirname(page)} is no directory to write into: make it first.")
+    if not os.access(os.path.dirname(page) or ".", os.W_OK):
+        raise PermissionError(f"{os.path.dirname(page) or '.'} may not be written to: choose another place with -o.")
 
 
 def _warn(message: Warning | str, *_: object) -> None:

@@ -42,6 +42,7 @@ def trace_run(run: str | os.PathLike[str], data: str | os.PathLike[str] | None =
     z_q, _, terms = model.quantizer(z)
     losses = {"reconstruction": reconstruction(z_q), "codebook": terms.codebook, "commitment": terms.commitment}
     update = ModelConfig.from_json(entries["model"]).update
-    moved = "moved by its loss" if update.by_gradient else f"{update}, which learns from statistics; no loss reaches it"
+    learns = "learns from statistics" if update.needs_sums else "does not learn"
+    moved = "moved by its loss" if update.by_gradient else f"{update}, which {learns}; no loss reaches it"
     live = {name: loss for name, loss in losses.items() if loss.requires_grad}
     return measure(live, model, z=z, loss_of=reconstruction), moved

@@ -81,6 +81,7 @@ def trace(
     correlated with what happened. ``loss_of`` runs up to 322 times, each from the same random state.
 
     No gradient of a leaf, statistic, buffer of ``model`` or random state is changed; graphs are kept.
+    Each loss takes the memory of one copy of the gradients.
     Hooks run as in any backward pass; that of ``retain_grad()`` too, on tensors that are named neither in ``model`` nor
     as ``z``.
 
@@ -132,9 +133,11 @@ def measure(
             try:
                 found = iter(gradients(loss, every))
             except RuntimeError as error:
+                if not any(sign in str(error) for sign in ("second time", "inplace operation")):
+                    raise
                 raise ValueError(
-                    f"losses[{name!r}] cannot be differentiated: {str(error).partition('.')[0]}. Trace before "
-                    "backward(), which frees the graph, or call backward(retain_graph=True)."
+                    f"losses[{name!r}] has lost its graph: trace before optimizer.step(), and before backward() or with "
+                    "backward(retain_graph=True)."
                 ) from error
             arrived[name] = {group: [next(found) for _ in tensors] for group, tensors in groups.items()}
             if all(gradient is None for row in arrived[name].values() for gradient in row):

@@ -12,7 +12,7 @@ CSS = """
 --paper:#15171a;--ink:#e4e4df;--soft:#9a9fa6;--rule:#33373c;--wash:#1d2024;
 --line-0:#86b6e2;--line-1:#e39a52;--line-2:#5cc0ab;--line-3:#d67fa8}}
 
-*{box-sizing:border-box} html{-webkit-text-size-adjust:100%;scroll-behavior:smooth}
+*{box-sizing:border-box} html{-webkit-text-size-adjust:100%}
 body{margin:0 auto;padding:clamp(1.5rem,5vw,4.5rem) clamp(1rem,4vw,3rem) 5rem;max-width:1120px;
 background:var(--paper);color:var(--ink);font:1.0625rem/1.6 var(--serif);overflow-wrap:anywhere}
 h1,h2{font-weight:600;line-height:1.15;letter-spacing:-.012em;text-wrap:balance;margin:0}
@@ -71,6 +71,7 @@ section>details{margin-top:1.8rem} details>:not(summary){margin-top:.9rem}
 summary{cursor:pointer;font-size:.9375rem;color:var(--line-0)}
 
 @media (max-width:560px){section{margin-top:3rem} .grid{font-size:.8125rem} .grid :is(td,th){padding-left:.8rem}
+.grid :is(td,th):first-child{white-space:normal;min-width:5.5rem;position:sticky;left:0;background:var(--paper)}
 .rows:not(.small) .row{grid-template-columns:repeat(2,1fr)}
 .rows:not(.small) figcaption{grid-column:2;grid-row:2;flex-direction:column;justify-content:start}
 .two:not(.small) figcaption{grid-row:1} .headline{grid-template-columns:1fr 1fr} header+.headline dd{font-size:1.7rem}}

@@ -66,7 +66,7 @@ def chain(say: Say) -> Part:
     say("training one more, with vectors that were reshaped and not permuted")
     facts["layouts"] = _layouts(model, steps)
     facts["graph"] = _graph(model, steps)
-    return Part("chain", "The chain", facts, _tables(facts), {"graph": _figure(facts["graph"])})
+    return Part("chain", "From the loss to the encoder", facts, _tables(facts), {"graph": _figure(facts["graph"])})
 
 
 def _norms(model: Published, steps: Steps) -> dict[str, Any]:
@@ -166,7 +166,7 @@ def _figure(graph: dict[str, Any]) -> Html:
     listed = {name: " ".join(nodes) for name, nodes in graph["boxes"].items() if name not in (*counted, "codebook e")}
     colours: dict[str, Colour] = {"reconstruction": "c0", "codebook": "c1", "commitment": "c2"}
     legend = {"c0": "reconstruction", "c1": "codebook", "c2": "commitment", "c": "no loss", "c cut": "cut"}
-    return drawn("The graph of the published code", graph["steps"], NOTES | listed | counted, colours, legend)
+    return drawn("The published code, walked", graph["steps"], NOTES | listed | counted, colours, legend)
 
 
 def _tables(facts: dict[str, Any]) -> dict[str, Table]:
@@ -181,7 +181,7 @@ def _tables(facts: dict[str, Any]) -> dict[str, Table]:
     for name, row in facts["layouts"]["all"].items():
         mixed = f"{row['share_mixed']:.0%}"
         layouts.append((name, row["positions"], row["channels"], mixed, row["distance"], row["error"]))
-    heads = ("gradient at", "shape", "reconstruction", "commitment", "codebook loss", "as at z_q")
+    heads = ("gradient at", "shape", "reconstruction", "commitment", "codebook loss", "same numbers as at z_q")
     columns = ("layout", "positions per row", "channels per row", "mixed rows", "(z - e)² / variance", "error")
     return {
         "norms": Table("Norm of each loss's gradient on the way", heads, norms),

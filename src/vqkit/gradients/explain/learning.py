@@ -67,7 +67,7 @@ def learning(say: Say, steps: int = STEPS) -> Part:
     lines = [asked, Series("commitment", asked.x, [1.0] * len(asked.x))]
     cosine = line_chart(lines, Linear(), title="Cosine of the step on z with e \N{MINUS SIGN} z", x_label="step")
     figures["pull"] = tag("div", {"class": "charts"}, cosine)
-    return Part("learning", "Who learns from what", facts, _tables(facts), figures)
+    return Part("learning", "Which loss trains what", facts, _tables(facts), figures)
 
 
 def _norms(loss: Tensor, model: Published, s: Steps) -> dict[str, dict[str, Any]]:
@@ -142,5 +142,9 @@ def _tables(facts: dict[str, Any]) -> dict[str, Table]:
         "pull": Table(
             "Cosine of each loss's step on z with e - z", ("loss", "mean", "least", "greatest", "share above 0"), pulls
         ),
-        "variants": Table("After training: least to greatest of three seeds", ("variant", *MEASURES, "breaks"), finals),
+        "variants": Table(
+            "After training: least to greatest of three seeds",
+            ("variant", "error", "perplexity", "z to its code", "z to its mean", "breaks"),
+            finals,
+        ),
     }

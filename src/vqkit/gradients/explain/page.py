@@ -23,6 +23,11 @@ from vqkit.pages import Html, Section, number, page, table
 from vqkit.pages.graphs import CSS
 
 PARTS: tuple[Callable[[Say], Part], ...] = (rounding, spellings, chain, learning, rows, plane)
+# Here a table stands in the text, so its title is read; elsewhere on pages it is for those who hear them.
+CAPTIONS = """
+.grid caption{position:static;width:auto;height:auto;clip-path:none;text-align:left;white-space:normal;
+font-size:.9375rem;font-weight:600;padding-bottom:.3rem} h3+:is(.graphs,figure,.scroll){margin-top:.9rem}
+"""
 TITLE = "Where the gradients of a VQ-VAE go"
 _PLACE = re.compile(r"\{\{\s*(fact|table|figure):\s*([\w.-]+)\s*(?:\|\s*([^}\s]+)\s*)?\}\}")
 
@@ -35,12 +40,14 @@ class Explanation(NamedTuple):
 
     def to_page(self) -> str:
         """One self-contained HTML document."""
-        sections = [Section(part.title, [prose(part)], name=part.name) for part in self.parts]
+        sections = [
+            Section(f"{i}. {part.title}", [prose(part)], name=part.name) for i, part in enumerate(self.parts, 1)
+        ]
         subtitle = (
             f"Measured by real backward passes when this page was made, with {self.measured_with}; where a number "
             "comes from elsewhere, it says so."
         )
-        return page(TITLE, sections, subtitle, Html(""), script=SCRIPT, style=CSS + STYLE)
+        return page(TITLE, sections, subtitle, Html(""), script=SCRIPT, style=CAPTIONS + CSS + STYLE)
 
     def to_text(self) -> str:
         """The tables, for a terminal."""
@@ -102,11 +109,14 @@ def fact(facts: Any, path: str) -> Any:
 def written(value: Any, form: str | None = None) -> str:
     """A fact as the page writes it.
 
-    >>> written([2.0, 0.34567]), written(0.34567, ".0%"), written(True)
-    ('[2, 0.3457]', '35%', 'yes')
+    >>> written([2.0, -0.34567]), written(0.34567, ".0%"), written(-0.001, ".2f"), written(True)
+    ('[2, −0.3457]', '35%', '0.00', 'yes')
     """
     if isinstance(value, list):
         return f"[{', '.join(written(v, form) for v in value)}]"
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return format(value, form) if form else number(value)
+    text = format(value, form) if form else number(value)
+    if isinstance(value, str):
+        return text
+    return text.lstrip("-") if not re.search("[1-9]", text) else text.replace("-", "\N{MINUS SIGN}")

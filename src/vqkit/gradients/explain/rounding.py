@@ -40,7 +40,7 @@ def rounding(say: Say) -> Part:
         "rounded": drawn("r = sum(z)", rounded, notes, {"r": "c0"}, {"c0": "backward, and the gradient"}),
         "through": drawn(f"r = sum({DETACHED})", through, notes, {"r": "c0", "skip": "red"}, LEGEND),
     }
-    return Part("rounding", "Rounding", facts, {"ways": table}, figures)
+    return Part("rounding", "Rounding, and the estimator", facts, {"ways": table}, figures)
 
 
 def _measured(code: str) -> dict[str, Any]:

@@ -77,7 +77,7 @@ def spellings(say: Say) -> Part:
         "derivative": _cubed() | {"decoder": _decoded(model, q, z, steps.x)},
     }
     figures = {"derivative": _tangents(facts["derivative"]), "slip": _photos(model)}
-    return Part("spellings", "Spellings", facts, _tables(facts), figures)
+    return Part("spellings", "Ways to write the estimator", facts, _tables(facts), figures)
 
 
 def _spelled(
@@ -104,7 +104,15 @@ def _tables(facts: dict[str, Any]) -> dict[str, Table]:
         shares = [f"{way[dtype]['share']:.2%}" for dtype in ("float32", "bfloat16")]
         same = "yes" if way["copied"] else "no"
         ways.append((name, way["at_z_q"], way["at_z"], same, *shares, way["bfloat16"]["largest"]))
-    heads = ("", "norm at z_q", "norm at z", "same bits", "not q, float32", "not q, bfloat16", "off by, bfloat16")
+    heads = (
+        "spelling",
+        "norm at z_q",
+        "norm at z",
+        "same bits",
+        "not q, float32",
+        "not q, bfloat16",
+        "largest error, bfloat16",
+    )
     found = facts["slip"]
     errors = [
         ("q", "q", found["error_of_codes"]),
