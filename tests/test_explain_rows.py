@@ -114,9 +114,8 @@ def test_the_record_says_what_the_text_says():
 
 def test_tensorflow_still_does_what_is_recorded(part):
     if find_spec("tensorflow") is None:
-        pytest.fail("TensorFlow is not installed") if os.environ.get("CI") else pytest.skip(
-            "TensorFlow is not installed"
-        )
+        refuse = pytest.fail if os.environ.get("CI") else pytest.skip
+        refuse("TensorFlow is not installed")
     found, record = part.facts["tensorflow"], json.loads(tensorflow.RECORD.read_text(encoding="utf-8"))
     assert found["source"] == "measured when this page was made"
     flat, recorded = (dict(leaves(facts["facts"])) for facts in (found, record))

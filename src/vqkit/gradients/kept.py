@@ -14,7 +14,7 @@ import torch
 def random_state() -> Iterator[None]:
     """The random states of Python, NumPy and PyTorch are afterwards as they were."""
     pythons, numpys = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         try:
             yield
         finally:

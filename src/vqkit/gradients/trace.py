@@ -136,8 +136,8 @@ def measure(
                 if not any(sign in str(error) for sign in ("second time", "inplace operation")):
                     raise
                 raise ValueError(
-                    f"losses[{name!r}] has lost its graph: trace before optimizer.step(), and before backward() or with "
-                    "backward(retain_graph=True)."
+                    f"losses[{name!r}] has lost its graph: trace before optimizer.step(), and before backward() or "
+                    "with backward(retain_graph=True)."
                 ) from error
             arrived[name] = {group: [next(found) for _ in tensors] for group, tensors in groups.items()}
             if all(gradient is None for row in arrived[name].values() for gradient in row):
@@ -233,8 +233,8 @@ def _channels_first(z: Tensor, dim: int, model: nn.Module | Mapping[str, Group])
         return False
     if z.shape[-1] == dim and not any(isinstance(module, VectorQuantizer) for module in _modules(model)):
         raise ValueError(
-            f"z has shape {tuple(z.shape)}, in which two axes are {dim} long: pass z as (vectors, {dim}), and let loss_of "
-            "give z_q its shape."
+            f"z has shape {tuple(z.shape)}, in which two axes are {dim} long: pass z as (vectors, {dim}), and let "
+            "loss_of give z_q its shape."
         )
     return z.shape[-1] != dim or any(isinstance(module, ChannelsFirst) for module in _modules(model))
 
