@@ -4,8 +4,8 @@
 encodec descript-audio-codec
     python -m benchmarks.audits > tables.md
 
-Of encodec and descript-audio-codec only the files of the quantizers are imported: their packages also ask for torchaudio
-and more, which have no part in this.
+Of encodec and descript-audio-codec only the files of the quantizers are imported: their packages also ask for
+torchaudio and more, which have no part in this.
 """
 
 from __future__ import annotations
@@ -108,13 +108,12 @@ def main() -> None:
     print("| | " + " | ".join(map(str, laws)) + " |")
     print("|---|" + ":-:|" * len(laws))
     for name, found in audits.items():
-        cells = [_sign(found, n) for n in laws] if isinstance(found, Audit) else [found, *[""] * (len(laws) - 1)]
+        cells = [_sign(found, n) for n in laws] if isinstance(found, Audit) else ["refused"] * len(laws)
         print(f"| {name} | " + " | ".join(cells) + " |")
     for name, found in audits.items():
-        if isinstance(found, Audit) and found.broken:
-            print(f"\n### {name}\n")
-            for f in found.broken:
-                print(f"- **{f.severity}**, {f.law}: {f.measured} (expected: {f.expected})")
+        print(f"\n### {name}\n")
+        lines = [f"{f.severity}, {f.law}: {f.measured} (expected: {f.expected})" for f in getattr(found, "broken", ())]
+        print("\n".join(f"- {line}" for line in lines) or (found if isinstance(found, str) else "No finding."))
 
 
 if __name__ == "__main__":

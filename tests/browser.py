@@ -1,4 +1,4 @@
-"""Pages as a browser has them: a plugin of pytest, ``pytest_plugins = ("tests.browser",)``.
+"""Pages as a browser has them: fixtures, which ``conftest.py`` gives to every test.
 
 ``open_page(path, width=360, dark=True)`` opens a file in headless Chromium and gives Playwright's page. A test fails
 when a page said anything on the console, raised, or asked for anything but itself. Where there is no Chromium
@@ -12,9 +12,12 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, Request, sync_playwright
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, BrowserContext, Page, Request
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 
@@ -30,6 +33,8 @@ def browser() -> Iterator[Browser]:
     if path is None:
         reason = f"no browser: none of {', '.join(NAMES)} is on PATH, and VQKIT_CHROMIUM is not set"
         pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
+    from playwright.sync_api import sync_playwright  # here, as most tests need none
+
     with sync_playwright() as playwright:
         # Without a sandbox, which containers do not have; these pages are our own.
         browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])

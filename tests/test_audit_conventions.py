@@ -110,11 +110,15 @@ def test_quantizers_of_ours(case: Case) -> None:
     assert torch.equal(subject.fresh().decode(torch.tensor([[3, 1]])), subject.table()[torch.tensor([[3, 1]])])
 
 
-def test_a_codebook_that_waits_for_data_is_started() -> None:
-    layer = vqkit.VectorQuantizer(dim=16, codebook_size=8, update=vqkit.EMA(), start=vqkit.KMeans())
-    subject, _ = find_out(layer, 16, Conventions())
+@pytest.mark.parametrize(("dim", "codes"), [(16, 8), (64, 1024)])
+def test_a_codebook_that_waits_for_data_is_started(dim: int, codes: int) -> None:
+    layer = vqkit.VectorQuantizer(dim=dim, codebook_size=codes, start=vqkit.KMeans(iterations=2))
+    subject, words = find_out(layer, dim, Conventions())
     assert subject.codebook == "codebook"
-    assert layer.pending
+    assert not subject.layer.pending and subject.waiting.pending and layer.pending
+    assert words["start"].startswith("from data")
+    # From as many vectors as codes, or more, no code is one that was moved slightly from another.
+    assert torch.cdist(subject.table(), subject.table()).fill_diagonal_(9).min() > 0.5
 
 
 class Permissive(Sequences):
@@ -165,6 +169,19 @@ def test_a_codebook_in_another_dimension_is_said_not_to_be_found() -> None:
     report = audit(Projected)
     assert report.conventions["codebook"].startswith("not found")
     assert ("law_01_rows", "the codebook was not found") in report.unmeasured
+
+
+class Several(Projected):
+    """Two codes for each vector, in tables of another dimension."""
+
+    def forward(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        z_q, indices, loss = super().forward(z)
+        return z_q, torch.stack((indices, indices), 1), loss
+
+
+def test_several_indices_for_each_vector_are_named_in_the_refusal() -> None:
+    with pytest.raises(ValueError, match=r"At '1' it has 2 integers for each: audit one of the quantizers"):
+        audit(Several())
 
 
 class TwoLosses(Triple):

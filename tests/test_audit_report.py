@@ -174,6 +174,17 @@ def test_nothing_of_the_caller_changes() -> None:
 
 
 @pytest.mark.usefixtures("checks_of_values")
+def test_the_threads_of_the_caller_stay() -> None:
+    own = torch.get_num_threads()
+    torch.set_num_threads(own + 1)
+    try:
+        audit(Triple())
+        assert torch.get_num_threads() == own + 1
+    finally:
+        torch.set_num_threads(own)
+
+
+@pytest.mark.usefixtures("checks_of_values")
 def test_two_audits_of_one_layer_are_equal() -> None:
     layer = Averaged()
     assert audit(layer) == audit(layer)

@@ -188,7 +188,7 @@ def test_settings(tmp_path: Path, images: Path, capsys: Capture, arguments: list
     ("arguments", "word"),
     [
         (["train", "--stepz", "3"], "--steps"),
-        (["trian"], "train, eval, reconstruct, report, info"),
+        (["trian"], "train, eval, reconstruct, report, explain, trace"),
         (["train", "one", "two"], "two"),
         (["eval"], "RUN"),
         (["reconstruct", "run", "image"], "--out"),
@@ -202,7 +202,7 @@ def test_unknown_and_missing_arguments(capsys: Capture, arguments: list[str], wo
 
 
 def test_no_command(capsys: Capture) -> None:
-    expect(call(capsys), USAGE, "train, eval, reconstruct, report or info", "--help")
+    expect(call(capsys), USAGE, "train, eval, reconstruct, report, explain, trace, audit or info", "--help")
 
 
 def test_divergence(tmp_path: Path, images: Path, capsys: Capture) -> None:

@@ -19,8 +19,6 @@ from vqkit.pages import number
 
 if TYPE_CHECKING:
     from tests.browser import Opener
-
-pytest_plugins = ("tests.browser",)
 DOCS = Path(__file__).parent.parent / "docs"
 
 

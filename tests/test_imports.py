@@ -78,16 +78,19 @@ def test_reference_imports_numpy_alone() -> None:
 
 
 def test_files_are_short() -> None:
-    """No file over 400 lines; all under 6,000 lines of code, without blanks, comments and docstrings.
+    """No file over 400 lines; of lines of code, without blanks, comments and docstrings, a budget for each part.
 
-    The explanation is counted apart: it is a document that measures itself, and nothing else imports it.
+    The parts of gradients/ that nothing else imports are counted apart, so that neither hides the other's growth:
+    audit/, which knows some fifty faults, and explain/, a document that measures itself.
     """
     texts = {str(path.relative_to(SOURCE)): path.read_text(encoding="utf-8") for path in FILES}
     scripts = {path.name: path.read_text(encoding="utf-8") for path in SOURCE.rglob("*.js")}
     assert {n: len(t.splitlines()) for n, t in (texts | scripts).items() if len(t.splitlines()) > 400} == {}
-    explanation = {name for name in texts if name.startswith("gradients/explain/")}
-    assert 0 < sum(_lines_of_code(texts[name]) for name in explanation) < 1100
-    assert 4000 < sum(_lines_of_code(text) for name, text in texts.items() if name not in explanation) < 6000
+    lines = {"audit": 0, "explain": 0, "rest": 0}
+    for name, text in texts.items():
+        part = name.split("/")[1] if name.startswith("gradients/") else "rest"
+        lines[part if part in lines else "rest"] += _lines_of_code(text)
+    assert 4000 < lines["rest"] < 5000 and lines["audit"] < 1350 and lines["explain"] < 1100, lines
 
 
 def test_nothing_but_its_command_imports_the_explanation() -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from vqkit import reference
 from vqkit.gradients.explain.parts import Part
-from vqkit.gradients.explain.plane import DRAWING, VARIANTS, State, _run, first_state, moment, plane
+from vqkit.gradients.explain.plane import DRAWING, STEPS, VARIANTS, State, _run, first_state, moment, plane
 
 PROSE = resources.files("vqkit.gradients.explain").joinpath("prose/plane.html").read_text("utf-8")
 
@@ -92,6 +92,7 @@ def test_what_the_text_says_holds(part: Part) -> None:
     assert facts["cosines"]["reconstruction"]["least"] < -0.9
     assert facts["cosines"]["reconstruction"]["most"] > 0.9
     assert facts["first"]["counts"].count(0) == 1
+    assert ends["frozen_beta_0"]["changes"] > 0
     assert ends["frozen_beta_0"]["farthest"] > 3 * ends["frozen"]["farthest"]
     assert ends["beta_0"]["farthest"] < 3
     assert ends["beta_0"]["changes"] > ends["as_it_starts"]["changes"] > ends["beta_1"]["changes"]
@@ -100,8 +101,64 @@ def test_what_the_text_says_holds(part: Part) -> None:
     assert ends["no_estimator"]["reconstruction"] > 5 * ends["as_it_starts"]["reconstruction"]
 
 
+def test_with_frozen_codes_and_no_commitment_a_point_comes_to_the_tip_of_its_arrow() -> None:
+    """The first thing to try; point 1, which is ringed, is among those that keep their code."""
+    state = {**first_state(), "update": "frozen", "beta": 0.0}
+    first, steps, after = moment(state)
+    kept = np.ones(10, bool)
+    for _ in range(9):
+        facts, _, after = moment(after)
+        kept &= np.equal(facts["indices"], first["indices"])
+    facts, now, _ = moment(after)
+    kept &= np.equal(facts["indices"], first["indices"])
+    assert kept[0]
+    assert 2 < kept.sum() < 10
+    tips = np.array(state["points"]) + 10 * steps["reconstruction"]
+    np.testing.assert_allclose(np.array(after["points"])[kept], tips[kept])
+    np.testing.assert_allclose(now["reconstruction"][kept], steps["reconstruction"][kept])
+    assert np.abs(after["points"]).max() < 1.6  # all are still in the picture
+
+
+@pytest.mark.parametrize("name", ["as_it_starts", "EMA", "frozen_beta_0"])
+def test_ends_are_means_over_the_second_half_of_the_steps(part: Part, name: str) -> None:
+    states = [{**first_state(), **VARIANTS[name]}]
+    while len(states) <= STEPS:
+        states.append(moment(states[-1])[2])
+    z, t, e = (np.array([state[kind] for state in states]) for kind in ("points", "targets", "codes"))
+    k = np.linalg.norm(z[:, :, None] - e[:, None], axis=-1).argmin(-1)
+    q = np.take_along_axis(e, k[..., None], 1)
+    half = slice(STEPS // 2 + 1, None)
+    shares = np.array([np.bincount(row, minlength=5) / 10 for row in k[half]])
+    bits = -np.sum(shares * np.log(np.where(shares > 0, shares, 1)), -1)
+    assert part.facts["ends"][name] == pytest.approx(
+        {
+            "reconstruction": ((q - t) ** 2)[half].mean(),
+            "perplexity": np.exp(bits).mean(),
+            "distance": np.linalg.norm(q - z, axis=-1)[half].mean(),
+            "changes": (k[1:] != k[:-1])[half.start - 1 :].mean(),
+            "farthest": np.linalg.norm(z[-1], axis=-1).max(),
+        },
+        rel=1e-9,
+    )
+
+
+def test_no_mark_or_arrow_of_the_first_picture_is_hidden() -> None:
+    state = first_state()
+    _, steps, _ = moment(state)
+    marks = np.array(state["points"] + state["codes"])
+    apart = np.linalg.norm(marks[:, None] - marks, axis=2)[np.triu_indices(15, 1)]
+    assert apart.min() > 26 / 125  # on phones a diamond is 26 across, of 400
+    for name, kind, times in (("reconstruction", "points", 10), ("commitment", "points", 10), ("codebook", "codes", 3)):
+        way = times * steps[name]
+        length = np.linalg.norm(way, axis=1, keepdims=True)
+        drawn = length[:, 0] > 3 / 125
+        tips = (np.array(state[kind]) + way + 8 / 125 * way / np.maximum(length, 1e-9))[drawn]
+        assert np.abs(tips).max() < 1.55
+        assert np.linalg.norm(tips[:, None] - marks, axis=2).min() > 9 / 125
+
+
 def test_and_not_from_this_state_alone() -> None:
-    """Of what the text says, what held from each of 40 drawn states; the rest it says of one."""
+    """Of what the text says, what held from each of 40 drawn states (the distance from 39); the rest it says of one."""
     for seed in (1, 2):
         ends = {name: _run({**drawn_state(seed), **change}) for name, change in VARIANTS.items()}
         for name in ("beta_0", "frozen", "frozen_beta_0", "no_estimator"):

@@ -1,4 +1,7 @@
-"""The arithmetic of ``plane.js``, computed by headless Chromium, against ``reference.py``."""
+"""The arithmetic of ``plane.js``, computed by headless Chromium, against ``plane.moment``.
+
+That is ``reference.py`` put together; ``test_plane`` holds it against finite differences.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +13,7 @@ import pytest
 
 from tests.plane_page import whole_page
 from vqkit import reference
-
-pytest_plugins = ("tests.browser",)
+from vqkit.gradients.explain.plane import moment
 
 RULES = [(a, b) for a in ("straight-through", "rotation trick", "none") for b in ("codebook loss", "EMA", "frozen")]
 
@@ -58,27 +60,11 @@ def drawn_states(number: int) -> list[dict[str, Any]]:
 
 
 def expected(state: dict[str, Any]) -> dict[str, Any]:
-    z, t, e, n = (np.array(state[name]) for name in ("points", "targets", "codes", "n"))
-    k = reference.nearest(z, e)
-    q, (counts, sums) = reference.look_up(e, k), reference.statistics(z, e, k)
-    codebook, commitment = reference.losses(z, e, k, state["beta"])
-    by_q = 2 * (q - t) / t.size
-    by_z = {
-        "straight-through": lambda: reference.straight_through(by_q, z, q),
-        "rotation trick": lambda: reference.rotation_trick(by_q, z, q),
-        "none": lambda: np.zeros_like(z),
-    }[state["estimator"]]()
-    tied, by_e = reference.losses_gradient(z, e, k, state["beta"])
-    by_e = by_e if state["update"] == "codebook loss" else np.zeros_like(e)
-    e_after, n_after = e - state["lr"] * by_e, n
-    if state["update"] == "EMA":
-        e_after, n_after = reference.ema(e, n, counts, sums, state["decay"])
-    return {
-        "indices": k, "counts": counts, "perplexity": reference.perplexity(counts),
-        "losses": [np.mean((q - t) ** 2), codebook, commitment],
-        "reconstruction": by_z, "commitment": tied, "codebook": by_e,
-        "points after": z - state["lr"] * (by_z + tied), "codes after": e_after, "n after": n_after,
-    }  # fmt: skip
+    facts, steps, after = moment(state)
+    losses = [facts[name] for name in ("reconstruction", "codebook", "commitment")]
+    places = {f"{name} after": after[name] for name in ("points", "codes", "n")}
+    pulls = {name: steps[name] / -state["lr"] for name in ("reconstruction", "commitment")}
+    return {**{name: facts[name] for name in ("indices", "counts", "perplexity")}, "losses": losses, **pulls, **places}
 
 
 COMPUTE = """states => states.map(state => {
@@ -86,7 +72,7 @@ COMPUTE = """states => states.map(state => {
   return {
     pure: JSON.stringify(state) === given, nearest: Plane.nearest(state.points, state.codes),
     indices: l.indices, counts: l.counts, perplexity: l.perplexity,
-    losses: [l.reconstruction, l.codebook, l.commitment], ...by,
+    losses: [l.reconstruction, l.codebook, l.commitment], reconstruction: by.reconstruction, commitment: by.commitment,
     "points after": after.points, "codes after": after.codes, "n after": after.n,
     kept: ["targets", "beta", "lr", "decay", "estimator", "update"].every(name => after[name] === state[name]),
   };
@@ -99,7 +85,7 @@ def test_the_arithmetic_is_that_of_the_reference(open_page, path: Path) -> None:
     for i, (state, found) in enumerate(zip(states, open_page(path).evaluate(COMPUTE, states), strict=True)):
         assert found.pop("pure") and found.pop("kept"), i
         right = expected(state)
-        assert found.pop("nearest") == right["indices"].tolist(), i
+        assert found.pop("nearest") == right["indices"], i
         assert found.keys() == right.keys()
         for name, values in right.items():
             error, largest = np.abs(np.subtract(found[name], values)).max(), np.abs(values).max()

@@ -14,8 +14,6 @@ from playwright.sync_api import Locator, Page
 from tests.plane_page import whole_page
 from vqkit.gradients.explain import plane as plane_part
 
-pytest_plugins = ("tests.browser",)
-
 PATHS = ("here", "cells", "axes", "links", "targets", "trail", "miss", "commitment", "reconstruction", "codebook")
 
 
@@ -155,18 +153,17 @@ def test_a_point_and_a_code_are_dragged(open_page, path: Path, finger: bool) -> 
         assert page.locator("dl").inner_text() != said
         assert page.locator(".selected").count() == 1
     assert page.evaluate("scrollY") == top
-    _drag(page, "points", 2, 9, 0)
-    assert places(page, "points")[2, 0] == 1.6  # not out of the picture
+    _drag(page, "points", 8, 9, 0)
+    assert places(page, "points")[8, 0] == 1.6  # not out of the picture
 
 
 def test_of_two_that_overlap_the_nearer_is_dragged(open_page, path: Path) -> None:
     page = open_page(path)
     page.locator(".stage").scroll_into_view_if_needed()
     at = places(page, "points")
-    apart = np.linalg.norm(at[:, None] - at, axis=2) + 9 * np.eye(len(at))
-    pair = np.unravel_index(apart.argmin(), apart.shape)
-    assert apart.min() * 125 < 18 / 0.52  # the circles for a finger do overlap
-    for i, j in (map(int, pair), map(int, pair[::-1])):
+    _drag(page, "points", 3, *(at[0] + [0.2, 0] - at[3]))
+    assert 0.2 * 125 < 18 / 0.52  # the circles for a finger do overlap
+    for i, j in ((0, 3), (3, 0)):
         before = places(page, "points")
         here, there = (np.array(_centre(page.locator(".point").nth(k))) for k in (i, j))
         page.mouse.move(*(0.52 * here + 0.48 * there))  # within the circles of both
@@ -188,6 +185,39 @@ def test_what_is_held_stays_while_the_rest_moves(open_page, path: Path) -> None:
     page.mouse.up()
     press(page, "step")
     assert (places(page, "points")[4] != before[4]).any()
+
+
+def test_the_sentence_of_a_point_says_its_steps(open_page, path: Path) -> None:
+    page = open_page(path)
+    state = state_of(page)
+    facts, steps, _ = plane_part.moment(state)
+    for i, (step, tied, way) in enumerate(
+        zip(steps["reconstruction"], steps["commitment"], steps["to_code"], strict=True)
+    ):
+        page.locator(".point").nth(i).focus()
+        said = page.locator(".said").inner_text()
+        found = re.findall(r"code is (\d)|by ([\d.]+)|([\d.]+)°", said)
+        code, pull, turn, pull_tied = (float("".join(groups)) for groups in found)
+        angle = np.degrees(np.arccos(step @ way / np.linalg.norm(step) / np.linalg.norm(way)))
+        assert code == facts["indices"][i] + 1
+        assert turn == pytest.approx(angle, abs=0.501), said
+        assert [pull, pull_tied] == pytest.approx([np.linalg.norm(step), np.linalg.norm(tied)], abs=0.000501), said
+        assert said == page.locator(".point").nth(i).get_attribute("aria-valuetext")
+
+
+def test_the_sentence_of_a_code_says_what_moves_it(open_page, path: Path) -> None:
+    page = open_page(path)
+    counts = list(map(int, plane_part.moment(state_of(page))[0]["counts"]))
+    rules = {"codebook loss": "the codebook loss moves it", "EMA": "the average moves it", "frozen": "it is frozen"}
+    for rule, what in rules.items():
+        page.get_by_label(rule, exact=True).check()
+        for i, count in enumerate(counts):
+            page.locator(".code").nth(i).focus()
+            to = "" if rule == "frozen" else " towards that point" if count == 1 else " towards their mean"
+            owns = f"the nearest code of {count} point{'s' * (count > 1)}; {what}{to}."
+            said = page.locator(".said").inner_text().partition(": ")[2]
+            assert said == (owns if count else "no point is nearest to it, so nothing moves it.")
+    assert {0, 1, 2} <= set(counts)
 
 
 def test_each_switch_changes_what_it_names(open_page, path: Path) -> None:
@@ -213,6 +243,7 @@ def test_each_switch_changes_what_it_names(open_page, path: Path) -> None:
     page.locator("input[name=beta]").fill("0")
     assert drawing(page)["commitment"] == ""
     assert changed() == {"commitment"}
+    assert page.locator(".said").inner_text().endswith("; commitment does not.")
     assert shown(page, "commitment") == "0.0000"
     assert page.locator("output").inner_text() == "0.00"
 
@@ -250,7 +281,7 @@ def test_everything_works_by_keyboard(open_page, path: Path) -> None:
         reached.append(page.evaluate("(e => e.getAttribute('aria-label') || e.name || '')(document.activeElement)"))
     marks = [f"Code {i}" for i in range(1, 6)] + [f"Point {i}" for i in range(1, 11)]
     controls = ["step", "play", "reset", "estimator", "update", "beta"]
-    assert [name for name in reached if name in marks + controls][:21] == marks + controls
+    assert [name for name in reached if name in marks + controls][:21] == controls + marks
 
     mark = page.locator(".point").nth(2)
     mark.focus()
@@ -314,16 +345,31 @@ def test_it_fits(open_page, path: Path) -> None:
     assert min(sizes) >= 24  # what a finger needs, by WCAG 2.2
 
 
-def test_what_differs_in_kind_differs_in_colour_in_the_dark_too(open_page, path: Path) -> None:
-    arrows = (".reconstruction", ".commitment", ".codebook")
-    marks = (".point > circle:not(.hit, .ring)", ".code:not(.idle) > path", ".idle > path")
+@pytest.mark.parametrize("width", [360, 520, 521, 881, 1200])
+def test_numbers_on_marks_can_be_read(open_page, path: Path, width: int) -> None:
+    size = "all => all.map(e => parseFloat(getComputedStyle(e).fontSize) * e.getScreenCTM().a)"
+    assert min(open_page(path, width).locator(".handle text").evaluate_all(size)) >= 10
+
+
+def test_colours_are_those_of_the_other_parts_in_the_dark_too(open_page, path: Path) -> None:
+    """Part 3 draws reconstruction in the page's first line colour, codebook in its second, commitment in its third."""
+    drawn = {"reconstruction": 0, "codebook": 1, "commitment": 2, "miss": 0, "code:not(.idle) > path": 1}
     colours = []
     for dark in (False, True):
         page = open_page(path, dark=dark)
-        of = "e => getComputedStyle(e).fill"
-        found = [page.locator(f".stage {mark}").first.evaluate(of) for mark in arrows + marks]
-        assert len(set(found[:3])) == len(set(found[3:])) == 3
-        colours.append([*found, page.evaluate("getComputedStyle(document.body).backgroundColor")])
+
+        def style(selector: str, name: str, page: Page = page) -> str:
+            return page.locator(selector).first.evaluate("(e, name) => getComputedStyle(e)[name]", name)
+
+        lines = [style(f".key.c{i}", "color") for i in range(3)]
+        for name, i in drawn.items():
+            assert style(f".stage .{name}", "stroke") == lines[i], name
+        marks = [style(f".stage .{name}", "stroke") for name in ("code:not(.idle) > path", "idle > path")]
+        point = style(".point > circle:not(.hit, .ring)", "fill")
+        assert len({*lines, point, marks[1]}) == 5
+        for text in (".plane ~ p b", ".lead", ".said"):
+            assert style(text, "color") not in lines  # on paper their contrast is 3.8, too little for words
+        colours.append([*lines, *marks, point, style("body", "backgroundColor")])
     assert all(light != dark for light, dark in zip(*colours, strict=True))
 
 

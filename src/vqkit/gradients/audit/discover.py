@@ -59,14 +59,14 @@ def find_out(
     found = _codebook(subject, tell.codebook, z)
     if found is None and tell.codebook is not None:
         raise ValueError(f"codebook is {tell.codebook!r}, but a change of its rows does not change z_q.")
-    subject = replace(subject, codebook=found and found[0], turned=bool(found and found[1]))
     if found is None and subject.indices is None:
         raise ValueError(
             f"layer ({type(layer).__name__}) is no vector quantizer of dim={dim}: it returns no index for each vector, "
             f"and no table's row moves what it returns. {_several(subject, z)}"
         )
     encoder, decoder = (next((n for n in names if hasattr(layer, n)), None) for names in (_ENCODE, _DECODE))
-    subject = replace(subject, composed=found is not None and _composed(subject, z), encoder=encoder, decoder=decoder)
+    subject = replace(found or subject, encoder=encoder, decoder=decoder)
+    subject = replace(subject, composed=found is not None and _composed(subject, z))
     with suppress(Exception):
         subject.fresh()(z, torch.ones_like(z[..., 0]) > 0)
         subject = replace(subject, masks="mask" in inspect.signature(layer.forward).parameters)
@@ -161,23 +161,18 @@ def _outputs(subject: Subject, tell: Conventions, z: Tensor) -> Subject:
         and any(reached(leaf.sum(), ends))
     }
     named = [path for path in losses if path.rpartition(".")[2] in ("total", "loss")]
-    sums = [path for path in losses if _adds_up(path, losses)]
+    own = {path: edges_of(loss)[0].target for path, loss in losses.items()}  # each stands behind its mean
+    behind = {path: {edge.target for edge in edges_of(loss)} for path, loss in losses.items()}
+    sums = [path for path in losses if len(losses) > 1 and set(own.values()) <= behind[path]]  # all were added
     total = ([tell.loss] if tell.loss else named or sums)[:1] or losses
     return replace(subject, indices=indices, losses=tuple({**losses, **dict.fromkeys(total)}), total=tuple(total))
-
-
-def _adds_up(path: str, losses: dict[str, Tensor]) -> bool:
-    """Whether the other losses were added up in this one."""
-    others = [loss for name, loss in losses.items() if name != path]
-    behind = {edge.target for edge in edges_of(losses[path])}
-    return len(others) > 0 and {edges_of(other)[0].target for other in others} <= behind  # each is behind its mean
 
 
 # --- where its codebook is ----------------------------------------------------------------------------------------
 
 
-def _codebook(subject: Subject, told: str | None, z: Tensor) -> tuple[str, bool] | None:
-    """The table, and whether its columns are the codes, whose row k moves z_q where k was chosen and nowhere else.
+def _codebook(subject: Subject, told: str | None, z: Tensor) -> Subject | None:
+    """With the table whose row k (or column) moves z_q where k was chosen and nowhere else.
 
     (Values do not tell: the averages that are kept beside a codebook equal it at first.)
     """
@@ -187,27 +182,31 @@ def _codebook(subject: Subject, told: str | None, z: Tensor) -> tuple[str, bool]
     for name, tensor in state.items() if told is None else [(told, state[told])]:
         if tensor.ndim >= 2 and tensor.shape[-2:].numel() == tensor.numel() and tensor.is_floating_point():
             for turned in (False, True):
-                held = tensor.shape[-2 if turned else -1] == subject.dim
-                if held and _makes_z_q(replace(subject, codebook=name, turned=turned), z, anywhere=told is not None):
-                    return name, turned
+                there = replace(subject, codebook=name, turned=turned)
+                if tensor.shape[-2 if turned else -1] == subject.dim and _makes_z_q(there, z, told is not None):
+                    return there
     return None
 
 
 @torch.no_grad()
 def _makes_z_q(subject: Subject, z: Tensor, anywhere: bool) -> bool:
     first, second = subject.fresh(train=False), subject.fresh(train=False)
+    torch.manual_seed(0)
     before = first(z)
     k = int(before.indices.flatten().mode().values)
     if int(before.indices.max()) >= subject.codes:
         return False
     second.rows[k] += 0.05 * second.rows.std()
+    torch.manual_seed(0)  # what a layer draws is drawn alike in both
     after = second(z)
     moved, same = (after.z_q - before.z_q).abs().mean(-1), after.indices == before.indices
     there, elsewhere = moved[same & (before.indices == k)], moved[same & (before.indices != k)]
     if anywhere:
         return bool(moved.any())
+    if not len(there) or (not len(elsewhere) and subject.codes > 1):
+        return False
     # Medians, because a layer that learns in evaluation moves a few others too.
-    return len(there) > 0 and float(there.median()) > 10 * (float(elsewhere.median()) if len(elsewhere) else 0)
+    return float(there.median()) > 10 * (float(elsewhere.median()) if len(elsewhere) else 0)
 
 
 @torch.no_grad()

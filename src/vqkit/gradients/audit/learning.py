@@ -86,7 +86,7 @@ def law_11_once(subject: Subject) -> Found:
         ("activation checkpointing", partial(after, checkpointed=True)),
         ("four micro-batches in place of one batch", partial(after, parts=4)),
         ("a frozen encoder (z without gradient)", partial(after, grad=False)),
-    ):
+    )[: 3 - subject.learnable]:  # what parameters get under a frozen encoder is a matter of law 5
         off = float((way() - plain).norm() / (plain - start).norm())
         if not off < 0.01:
             found.append(finding("once", f"under {name} the codebook's step is off by {percent(off)} of its length"))
@@ -182,7 +182,7 @@ def law_12_idle(subject: Subject) -> Found:
             if tensor.numel() in (copy.codes, codes.numel()) and tensor.is_floating_point() and name != copy.codebook:
                 rows = tensor.view(-1) if tensor.numel() == copy.codes else copy.as_table(tensor)
                 rows.data[idle] = (rows[idle].double() * left).to(tensor)
-        for _ in range(40):
+        for _ in range(20):
             copy.learn(near)
         off = ((copy.table() - codes).norm(dim=1) / codes.norm(dim=1))[idle & _far(copy.table(), near[0], 1)]
         if not len(off):
@@ -200,10 +200,10 @@ def law_12_half(subject: Subject) -> Found:
         copy = apart(subject, average=True)[0]
         copy.layer.to(dtype)
         start = copy.table().float()
-        for _ in range(60):
+        for _ in range(20):
             copy.learn((start + 0.3)[None].to(dtype))
         ways.append(100 * float((copy.table().float() - start).mean() / 0.3))
-    told = f"after layer.to(torch.bfloat16) codes go {ways[1]:.2g} % of the way in 60 steps, in float32 {ways[0]:.2g} %"
+    told = f"after layer.to(torch.bfloat16) codes go {ways[1]:.2g} % of the way in 20 steps, in float32 {ways[0]:.2g} %"
     return [finding("half", told)] if ways[1] < 0.7 * ways[0] else []
 
 
@@ -246,20 +246,21 @@ def _revived(subject: Subject, remembers: bool) -> Found:
     copy, codes, idle, near = apart(subject)
     optimizer = Adam([copy.tensor], lr=0.1) if remembers else None
     copy.learn((codes[None] if remembers else near) + 0.1, optimizer)
-    near, steps, put = near.repeat(1, -(-copy.codes // near.shape[1]), 1), 0, torch.zeros_like(idle)
+    near, steps, put = near.repeat(1, -(-copy.codes // near.shape[1]), 1), 0, list[Tensor]()
 
     def on_a_vector() -> Tensor:  # Adam may have followed
         return idle & ((copy.rows - before).norm(dim=1) > 5) & ~_far(copy.rows, z[0], 0.2)
 
     before, z = copy.table(), near
     while not (revived := on_a_vector()).any():
-        if steps == 60:
-            with EachResult(lambda _: put.logical_or_(on_a_vector())):
+        if steps == 40:
+            with EachResult(lambda _: put.append(on_a_vector())):
                 copy.learn(z, optimizer)
+            reached = torch.stack(put).any(0)
             told = f"no idle code moves onto a vector in {steps} steps of {z.shape[1]}"
-            if not put.any():
+            if not reached.any():
                 raise NotMeasured(told)
-            told = f"{told}: within one step {int(put.sum())} of {int(idle.sum())} are put onto vectors"
+            told = f"{told}: within one step {int(reached.sum())} of {int(idle.sum())} are put onto vectors"
             return [finding("revival", f"{told}, and none is there when it ends")]
         before, z, steps = copy.table(), near + 2 * torch.randn_like(near), steps + 1
         copy.learn(z, optimizer)
@@ -284,7 +285,7 @@ def law_14_batch_size(subject: Subject) -> Found:
         replaced.append(float(((copy.table() - codes).norm(dim=1) > 5).double().mean()))
     told = f"in batches of {len(chunks[0])} vectors {percent(replaced[1])} of such codes are replaced, "
     told += f"in batches of {copy.codes} {percent(replaced[0])}"
-    return [finding("threshold", told)] if replaced[1] > replaced[0] else []
+    return [finding("threshold", told)] if any(replaced) else []
 
 
 CHECKS = (

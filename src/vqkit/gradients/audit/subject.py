@@ -45,6 +45,12 @@ class Outcome(NamedTuple):
         return self.chosen
 
     @property
+    def loss(self) -> Tensor:
+        if self.total is None:
+            raise NotMeasured("no loss of the layer depends on z or on a parameter")
+        return self.total
+
+    @property
     def objective(self) -> Tensor:
         """What a training step minimises here: ``mean(z_q^2) + total``."""
         return self.z_q.square().mean() + (0.0 if self.total is None else self.total)
@@ -56,9 +62,9 @@ class Subject:
 
     ``takes`` is one of ``LAYOUTS``; ``z_q``, ``indices``, ``losses`` and ``total`` (to be summed) are paths into what
     the layer returns: ``"2.1"``, ``"losses.total"``, "" for all of it. ``codebook`` is the name of a parameter or
-    buffer, ``turned`` says that its columns are the codes, ``composed`` that what comes out is made of them, but is none
-    of them. ``encoder`` and ``decoder`` are the names of methods; ``masks``: forward takes mask=. ``waiting`` is the
-    layer before it saw the vectors that its codebook starts from; ``makes`` builds another layer.
+    buffer, ``turned`` says that its columns are the codes, ``composed`` that what comes out is made of them, but is
+    none of them. ``encoder`` and ``decoder`` are the names of methods; ``masks``: forward takes mask=. ``waiting`` is
+    the layer before it saw the vectors that its codebook starts from; ``makes`` builds another layer.
     """
 
     layer: nn.Module
@@ -214,11 +220,11 @@ def arranged(z: Tensor, takes: str) -> Tensor:
     if takes == "(N, D)":
         return z.reshape(-1, z.shape[-1])
     z = z if z.ndim > 2 else z[None]
-    z = z if takes == "(B, D, H, W)" else z.flatten(1, -2)
-    if takes == "(B, T, D)":
-        return z
-    z = z.movedim(-1, 1)
-    return (z[..., None] if takes == "(B, D, H, W)" and z.ndim == 3 else z).contiguous()
+    if takes != "(B, D, H, W)":
+        z = z.flatten(1, -2)
+    elif z.ndim == 3:
+        z = z[:, :, None]
+    return z if takes == "(B, T, D)" else z.movedim(-1, 1).contiguous()
 
 
 def positions(values: Tensor, takes: str) -> Tensor:

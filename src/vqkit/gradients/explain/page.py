@@ -89,7 +89,8 @@ def prose(part: Part) -> Html:
             return part.figures[name]
         if kind == "table":
             shown = part.tables[name]
-            return table(shown.columns, shown.rows, shown.title)
+            cells = [[None if value is None else written(value) for value in row] for row in shown.rows]
+            return table(shown.columns, cells, shown.title)
         return escape(written(fact(part.facts, name), form))
 
     return Html(_PLACE.sub(fill, text))

@@ -125,17 +125,17 @@ const Plane = {
   function sentence(kind, i, loss, by) {
     const at = state[kind][i], place = `at ${at.map(x => x.toFixed(2)).join(", ").replaceAll("-", "−")}`;
     if (kind === "codes") {
-      const own = loss.counts[i], rule = {"codebook loss": "the codebook loss moves it", EMA: "the average moves it",
-        frozen: "it is frozen, though they may lie elsewhere"}[state.update];
+      const own = loss.counts[i], mover = {"codebook loss": "the codebook loss", EMA: "the average"}[state.update];
+      const rule = mover ? `${mover} moves it towards ${own > 1 ? "their mean" : "that point"}` : "it is frozen";
       return `Code ${i + 1} ${place}: ` + (!own ? "no point is nearest to it, so nothing moves it."
-        : `the nearest of ${own} point${own > 1 ? "s" : ""}; ${rule}${state.update === "frozen" ? "" : " towards their mean"}.`);
+        : `the nearest code of ${own} point${own > 1 ? "s" : ""}; ${rule}.`);
     }
     const g = by.reconstruction[i], code = state.codes[loss.indices[i]], way = [code[0] - at[0], code[1] - at[1]];
     const cos = -(g[0] * way[0] + g[1] * way[1]) / (Math.hypot(...g) * Math.hypot(...way));
     const turn = Number.isNaN(cos) ? "" : `, ${Math.round(Math.acos(Math.max(-1, Math.min(1, cos))) * 180 / Math.PI)}° off the way to its code`;
     return `Point ${i + 1} ${place}: its code is ${loss.indices[i] + 1}. Reconstruction ` +
       (Math.hypot(...g) ? `pulls it by ${Math.hypot(...g).toFixed(3)}${turn}` : "does not reach it") +
-      `; commitment by ${Math.hypot(...by.commitment[i]).toFixed(3)}, straight to its code.`;
+      `; commitment ${state.beta ? `by ${Math.hypot(...by.commitment[i]).toFixed(3)}, straight to its code` : "does not"}.`;
   }
 
   function draw() {

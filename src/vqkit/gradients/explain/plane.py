@@ -40,16 +40,9 @@ def plane(say: Say) -> Part:
     say(f"{len(VARIANTS)} variants in the plane, {STEPS} steps each")
     ends = {name: _run({**state, **change}) for name, change in VARIANTS.items()}
     pulls = {name: steps[name] for name in ("reconstruction", "commitment")}
-    vectors = zip(state["points"], state["targets"], *pulls.values(), strict=True)
-    texts = [[", ".join(f"{x:.3f}" for x in v) for v in row] for row in vectors]
-    points: list[list[Value]] = [[i, *row, first["indices"][i - 1] + 1] for i, row in enumerate(texts, 1)]
     outcomes: list[list[Value]] = [[name.replace("_", " "), *end.values()] for name, end in ends.items()]
-    heads = ["point", "z", "target", *(f"{name} step" for name in pulls), "code"]
     columns = ["variant", "reconstruction loss", "perplexity", "z to its code", "changes of code", "farthest z"]
-    tables = {
-        "points": Table("Before the first step", heads, points),
-        "ends": Table(f"Steps {STEPS // 2 + 1} to {STEPS}, on average; the farthest z at the end", columns, outcomes),
-    }
+    ends_title = f"Steps {STEPS // 2 + 1} to {STEPS}, on average; the farthest z at the end"
     unit = {
         name: step / np.linalg.norm(step, axis=1, keepdims=True) for name, step in steps.items() if name != "codebook"
     }
@@ -58,15 +51,16 @@ def plane(say: Say) -> Part:
     facts = {"state": state, "first": first, "cosines": cosines, "steps": STEPS, "ends": ends}
     data = json.dumps(state).replace("</", "<\\/")  # that would end the element
     stage = Html(DRAWING + tag("script", {"type": "application/json"}, Html(data)))
-    return Part("plane", "In the plane", facts, tables, {"stage": stage})
+    return Part("plane", "In the plane", facts, {"ends": Table(ends_title, columns, outcomes)}, {"stage": stage})
 
 
 def first_state() -> State:
     """Three groups of targets, points and codes anywhere near: drawn, then rounded to 0.01.
 
-    The seed is one of 60,000 tried: no two marks overlap, one code has no point, and arrows point in all directions.
+    The seed is one of 2,000,000 tried: no two marks overlap, one code has no point, arrows point in all directions and
+    end inside the picture and under no mark, and with frozen codes and beta = 0 all points stay inside for ten steps.
     """
-    draw = np.random.default_rng(37647).normal
+    draw = np.random.default_rng(710852).normal
     targets = np.array([[-0.75, 0.6], [0.8, 0.55], [0.1, -0.8]])[np.arange(10) % 3] + 0.2 * draw(size=(10, 2))
     places = {"targets": targets, "points": targets + 0.5 * draw(size=(10, 2)), "codes": 0.6 * draw(size=(5, 2))}
     rules = {"beta": 0.25, "estimator": "straight-through", "update": "codebook loss", "lr": 1.0, "decay": 0.9}
