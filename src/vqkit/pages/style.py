@@ -71,7 +71,7 @@ section>details{margin-top:1.8rem} details>:not(summary){margin-top:.9rem}
 summary{cursor:pointer;font-size:.9375rem;color:var(--line-0)}
 
 @media (max-width:560px){section{margin-top:3rem} .grid{font-size:.8125rem} .grid :is(td,th){padding-left:.8rem}
-.grid :is(td,th):first-child{white-space:normal;min-width:5.5rem;position:sticky;left:0;background:var(--paper)}
+.grid :is(td,th):first-child{white-space:normal;overflow-wrap:break-word;position:sticky;left:0;background:var(--paper)}
 .rows:not(.small) .row{grid-template-columns:repeat(2,1fr)}
 .rows:not(.small) figcaption{grid-column:2;grid-row:2;flex-direction:column;justify-content:start}
 .two:not(.small) figcaption{grid-row:1} .headline{grid-template-columns:1fr 1fr} header+.headline dd{font-size:1.7rem}}

@@ -10,7 +10,6 @@ from __future__ import annotations
 import ast
 import ctypes
 import os
-import random
 import sys
 import threading
 import warnings
@@ -21,10 +20,10 @@ from functools import partial
 from importlib import import_module
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
+from vqkit.gradients import kept
 from vqkit.gradients.audit import derivatives, learning, state, values
 from vqkit.gradients.audit.discover import Conventions, find_out
 from vqkit.gradients.audit.report import Audit, Finding, Kept, NotMeasured, law
@@ -85,7 +84,7 @@ def audit(
                 found += _within(seconds, partial(check, subject.fresh())) or [held]
             except TimeoutError:
                 unmeasured.append((check.__name__, f"gave no answer in {seconds:g} s"))
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 unmeasured.append((check.__name__, f"{error}" if isinstance(error, NotMeasured) else _told(error)))
     findings = tuple(item for item in found if isinstance(item, Finding))
     kept = tuple(item for item in found if isinstance(item, Kept))
@@ -134,7 +133,7 @@ def _argument(text: str) -> tuple[str, Any]:
 def _subject(layer: Any, dim: int, tell: Conventions) -> tuple[Subject, dict[str, str]]:
     try:
         built = layer if isinstance(layer, nn.Module) else layer()
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a layer may leave; the program that asks about it stays
         what = "needs CUDA, and an audit runs on the CPU" if "cuda" in f"{error}".lower() else "cannot be built"
         raise ValueError(f"layer ({_name(layer)}) {what}: {_told(error)}") from error
     if not isinstance(built, nn.Module):
@@ -158,16 +157,14 @@ def _untouched() -> Iterator[None]:
     One thread of PyTorch: each check has a Python thread, for which PyTorch would make new ones; on two cores the audit
     of a layer of 512 codes takes 2.4 s so, else 10 s.
     """
-    own, numpys, threads = random.getstate(), np.random.get_state(), torch.get_num_threads()
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        with kept.random_state(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
         torch.set_num_threads(threads)
-        random.setstate(own)
-        np.random.set_state(numpys)
 
 
 def _within(seconds: float, call: Callable[[], Any]) -> Any:

@@ -26,7 +26,7 @@ PARTS: tuple[Callable[[Say], Part], ...] = (rounding, spellings, chain, learning
 # Here a table stands in the text, so its title is read; elsewhere on pages it is for those who hear them.
 CAPTIONS = """
 .grid caption{position:static;width:auto;height:auto;clip-path:none;text-align:left;white-space:normal;
-font-size:.9375rem;font-weight:600;padding-bottom:.3rem} h3+:is(.graphs,figure,.scroll){margin-top:.9rem}
+font-size:.9375rem;font-weight:600;padding-bottom:.3rem;max-width:88vw} h3+:is(.graphs,figure,.scroll){margin-top:.9rem}
 """
 TITLE = "Where the gradients of a VQ-VAE go"
 _PLACE = re.compile(r"\{\{\s*(fact|table|figure):\s*([\w.-]+)\s*(?:\|\s*([^}\s]+)\s*)?\}\}")
