@@ -103,6 +103,12 @@ class Scaled(Triple):
         assert kind == "mean", f"no such kind: {kind}"
         super().__init__(codes, dim)
 
+class Unreduced(Triple):
+    def forward(self, z):
+        z_q, indices, _ = super().forward(z)
+        q = self.embedding.weight[indices]
+        return z_q, indices, (q - z.detach()).square() + 0.25 * (z - q.detach()).square()
+
 class Leaves(Triple):
     def __init__(self):
         raise SystemExit(3)
@@ -135,6 +141,7 @@ def test_a_class_is_found_in_the_current_folder() -> None:
         ("no_such_module:Layer", [], r"no_such_module:Layer cannot be imported: ModuleNotFoundError: No module named"),
         ("half_written:Layer", [], r"half_written:Layer cannot be imported: SyntaxError"),
         ("leaves_at_once:Layer", [], r"leaves_at_once:Layer cannot be imported: SystemExit: 3"),
+        ("their_layers:Unreduced", ["codes=16", "dim=8"], r"loss at '2' has shape \(.*\); it must be a scalar"),
         ("their_layers:Leaves", [], r"layer \(Leaves\) cannot be built: SystemExit: 3"),
         ("their_layers:Missing", [], r"their_layers:Missing cannot be imported: AttributeError: module 'their_layers'"),
         ("their_layers:number", [], r"layer is a int; it must be a torch\.nn\.Module"),

@@ -160,6 +160,11 @@ def _outputs(subject: Subject, tell: Conventions, z: Tensor) -> Subject:
         and (leaf.numel() == 1 or leaf.shape == z.shape[:1])
         and any(reached(leaf.sum(), ends))
     }
+    for path, leaf in found.items() if not losses else ():
+        like_z = leaf.is_floating_point() and leaf.numel() in (n, z.numel()) and path != subject.z_q
+        if like_z and bool((leaf >= 0).all()) and any(reached(leaf.sum(), ends)):
+            shape = tuple(leaf.shape)
+            raise ValueError(f"the layer's loss at {path!r} has shape {shape}; it must be a scalar: take its mean.")
     named = [path for path in losses if path.rpartition(".")[2] in ("total", "loss")]
     own = {path: edges_of(loss)[0].target for path, loss in losses.items()}  # each stands behind its mean
     behind = {path: {edge.target for edge in edges_of(loss)} for path, loss in losses.items()}
