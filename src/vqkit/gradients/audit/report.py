@@ -115,7 +115,8 @@ class Audit:
         }
 
     def __str__(self) -> str:
-        lines = [f"{self.subject}: {', '.join(f'{count} {name}' for name, count in self._counts().items())}"]
+        counted = (f"{n} {name.removesuffix('s') if n == 1 else name}" for name, n in self._counts().items())
+        lines = [f"{self.subject}: {', '.join(counted)}"]
         for title, parts in self._sections():
             for name, rows in parts:
                 lines += ["", f"{title.removesuffix('s')}: {name}" if name else title]
