@@ -160,6 +160,7 @@ def test_slips_are_said_before_anything_is_measured(
     for arguments, said in [
         (("--text", "--json"), "--text and --json both print: choose one"),
         (("-o", "nowhere/p.html"), "nowhere is no directory to write into"),
+        (("-o", ""), "-o is empty: name the page to write"),
         (("--pages",), "--pages"),
     ]:
         code, out, err = call(capsys, "explain", *arguments)
