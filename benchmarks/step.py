@@ -27,7 +27,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 import vqkit
 from benchmarks.plain import PlainVQVAE
-from vqkit.codebooks import Usage
+from vqkit.functional.usage import Usage
 from vqkit.data import RandomCrops, open_images
 from vqkit.models import VQVAE
 from vqkit.quantizers import Losses, Quantized

@@ -246,7 +246,7 @@ class PublishedRotation:
     needs_points: ClassVar[bool] = True
     gain = 10.0
 
-    def pull_back(self, gradient: Tensor, z: Tensor, q: Tensor) -> Tensor:
+    def pull_back(self, gradient: Tensor, z: Tensor, q: Tensor, xp: object) -> Tensor:
         length_z, length_q = (x.norm(dim=1, keepdim=True) for x in (z, q))
         a, b = z / length_z.clamp(min=1e-6), q / length_q.clamp(min=1e-6)
         s = F.normalize(a + b, dim=1, eps=1e-6)

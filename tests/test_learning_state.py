@@ -13,7 +13,6 @@ from tests.contract.trained import CODES, DIM, TOKENS, Model, array, changed, cl
 from tests.zoo import vectors
 from vqkit import reference
 from vqkit.functional.quantize import _without_faults
-from vqkit.functional.statistics import ema_step
 
 X = vectors(TOKENS, DIM, seed=5)
 
@@ -39,16 +38,16 @@ def test_usage_decays_as_computed_directly() -> None:
 
 def test_idle_rows_keep_their_bits_for_100000_steps() -> None:
     """n underflows on the way, and the code then learns as if new."""
-    codes, n = vectors(4, 2), torch.ones(4)
+    codes, n, rule = vectors(4, 2), torch.ones(4), vqkit.EMA(decay=0.99)
     codebook, counts = codes.clone(), torch.tensor([2.0, 0.0, 3.0, 0.0])
     for _ in range(100_000):
         before = n
-        codebook, n = ema_step(codebook, n, counts, torch.zeros(4, 2), 0.99)
+        codebook, n = rule.step(codebook, n, counts, torch.zeros(4, 2), torch)
         if torch.equal(before, n):  # and so in every step from here on
             break
     assert torch.equal(codebook, codes)
     assert n[1] < 1e-30
-    moved, n = ema_step(codebook, n, torch.tensor([0.0, 5.0, 0.0, 0.0]), torch.ones(4, 2), 0.99)
+    moved, n = rule.step(codebook, n, torch.tensor([0.0, 5.0, 0.0, 0.0]), torch.ones(4, 2), torch)
     close(moved[1], codes[1] + 0.2, "the code at the mean of its five vectors")
 
 

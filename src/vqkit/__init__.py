@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from vqkit.codebooks import Normal as Normal
     from vqkit.codebooks import Reseed as Reseed
     from vqkit.codebooks import Uniform as Uniform
-    from vqkit.codebooks import Usage as Usage
     from vqkit.functional.estimators import RotationTrick as RotationTrick
     from vqkit.functional.estimators import StraightThrough as StraightThrough
+    from vqkit.functional.usage import Usage as Usage
     from vqkit.gradients.audit import audit as audit
     from vqkit.gradients.trace import trace as trace
     from vqkit.models import VQVAE as VQVAE
@@ -39,10 +39,9 @@ if TYPE_CHECKING:
     from vqkit.training import Config as Config
 
 _HOMES = {
-    "vqkit.codebooks": (
-        ("EMA", "Frozen", "Given", "Gradient", "KMeans", "NoRevival", "Normal", "Reseed", "Uniform", "Usage")
-    ),
+    "vqkit.codebooks": ("EMA", "Frozen", "Given", "Gradient", "KMeans", "NoRevival", "Normal", "Reseed", "Uniform"),
     "vqkit.functional.estimators": ("RotationTrick", "StraightThrough"),
+    "vqkit.functional.usage": ("Usage",),
     "vqkit.quantizers": (
         ("ChannelsFirst", "Losses", "Quantized", "Quantizer", "VectorQuantizer", "attach", "discard", "start", "step")
     ),

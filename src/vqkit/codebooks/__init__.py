@@ -1,9 +1,8 @@
-"""How a table of codes starts, learns and revives; usage."""
+"""How a table of codes starts, learns and revives: objects for the slots of a quantizer, in every framework."""
 
 from vqkit.codebooks.revival import NoRevival, Reseed, Revival
 from vqkit.codebooks.starts import DataFreeStart, DataStart, Given, KMeans, Normal, Start, Uniform
 from vqkit.codebooks.updates import EMA, Frozen, Gradient, Update
-from vqkit.codebooks.usage import Usage
 
 __all__ = [
     "EMA",
@@ -20,5 +19,4 @@ __all__ = [
     "Start",
     "Uniform",
     "Update",
-    "Usage",
 ]

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
-
-import torch
-from torch import Tensor
+from typing import Any, Protocol
 
 
 class Revival(Protocol):
@@ -16,8 +13,8 @@ class Revival(Protocol):
         """How many encoder outputs to sample in each step."""
         ...
 
-    def dead(self, idle: Tensor) -> Tensor:
-        """The rows to revive, the longest idle first. ``idle`` counts tokens since each code was last chosen."""
+    def dead(self, idle: Any) -> Any:
+        """Which codes are dead, (K,) bool. ``idle`` (K,) counts tokens since each code was last chosen."""
         ...
 
 
@@ -28,8 +25,8 @@ class NoRevival:
     def vectors(self, codes: int) -> int:
         return 0
 
-    def dead(self, idle: Tensor) -> Tensor:
-        return idle.new_empty(0)
+    def dead(self, idle: Any) -> Any:
+        return idle < 0
 
 
 @dataclass(frozen=True)
@@ -53,6 +50,5 @@ class Reseed:
     def vectors(self, codes: int) -> int:
         return min(self.at_most, codes)
 
-    def dead(self, idle: Tensor) -> Tensor:
-        order = torch.sort(idle, descending=True, stable=True).indices
-        return order[: int((idle >= self.after * len(idle)).sum())]
+    def dead(self, idle: Any) -> Any:
+        return idle >= self.after * idle.shape[0]

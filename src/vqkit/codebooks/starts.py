@@ -1,26 +1,27 @@
 """Where the codes are before the first step.
 
-Each start gives the codebook and n, the weight of its past in an exponential moving average in vectors per step.
+Each start gives the codebook and n, the weight of its past in an exponential moving average in vectors per step. What
+is random comes from a generator ``rng`` with the methods ``standard_normal(shape)`` and ``random(shape)`` of NumPy's,
+so that each framework draws by its own.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-import torch
-from torch import Tensor
-
-from vqkit.functional.kmeans import kmeans
+import numpy as np
 
 if TYPE_CHECKING:
+    import torch
     from numpy.typing import ArrayLike
+    from torch import Tensor
 
 
 class DataFreeStart(Protocol):
     """A start that needs no data: the codebook stands when the quantizer has been made."""
 
-    def codebook(self, codes: int, dim: int, generator: torch.Generator) -> tuple[Tensor, Tensor]: ...
+    def codebook(self, codes: int, dim: int, rng: Any) -> tuple[Any, Any]: ...
 
 
 @runtime_checkable
@@ -47,8 +48,8 @@ class Normal:
     def __post_init__(self) -> None:
         _positive("std", self.std)
 
-    def codebook(self, codes: int, dim: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        return self.std * torch.randn(codes, dim, generator=generator, device="cpu"), torch.zeros(codes)
+    def codebook(self, codes: int, dim: int, rng: Any) -> tuple[Any, float]:
+        return self.std * rng.standard_normal((codes, dim)), 0.0
 
 
 @dataclass(frozen=True)
@@ -63,29 +64,28 @@ class Uniform:
     def __post_init__(self) -> None:
         _positive("bound", self.bound)
 
-    def codebook(self, codes: int, dim: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        return (2 * torch.rand(codes, dim, generator=generator, device="cpu") - 1) * (self.bound / codes), torch.zeros(
-            codes
-        )
+    def codebook(self, codes: int, dim: int, rng: Any) -> tuple[Any, float]:
+        return (2 * rng.random((codes, dim)) - 1) * (self.bound / codes), 0.0
 
 
 @dataclass(frozen=True, eq=False)
 class Given:
-    """The rows of ``array``, (K, D), as they are; under EMA each counts as one vector per step (n = 1)."""
+    """The rows of ``array``, (K, D), as they are; under EMA each counts as ``n`` vectors per step, a number or (K,)."""
 
     array: ArrayLike | Tensor
+    n: float | ArrayLike = 1.0
 
-    def codebook(self, codes: int, dim: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        given = torch.as_tensor(self.array)
-        if tuple(given.shape) != (codes, dim):
+    def codebook(self, codes: int, dim: int, rng: Any) -> tuple[np.ndarray, np.ndarray]:
+        given, n = as_numpy(self.array), as_numpy(self.n)
+        if given.shape != (codes, dim):
             raise ValueError(
-                f"array has shape {tuple(given.shape)}; with codebook_size={codes} and dim={dim} it must be "
-                f"({codes}, {dim})."
+                f"array has shape {given.shape}; with codebook_size={codes} and dim={dim} it must be ({codes}, {dim})."
             )
-        if not bool(torch.isfinite(given).all()):
+        if n.shape not in ((), (codes,)) or not (n >= 0).all() or not np.isfinite(n).all():
+            raise ValueError(f"n has shape {n.shape}; it must be a number or {codes} of them, finite and not negative.")
+        if not np.isfinite(given).all():
             raise ValueError("array holds NaN or infinity; every code must be finite.")
-        dtype = torch.float64 if given.dtype == torch.float64 else torch.float32
-        return given.detach().to(dtype, copy=True), torch.ones(codes, dtype=dtype)
+        return given, np.array(np.broadcast_to(n, codes), given.dtype)
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,18 @@ class KMeans:
     def from_vectors(
         self, vectors: Tensor, weights: Tensor, codes: int, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
+        from vqkit.functional.kmeans import kmeans  # PyTorch's, and with it this start
+
         return kmeans(vectors, weights, codes, self.iterations, generator)
+
+
+def as_numpy(array: Any) -> np.ndarray:
+    """A copy, in float64 of an array in float64, else in float32; of PyTorch's tensors NumPy takes not all."""
+    if hasattr(array, "detach"):
+        array = array.detach().cpu()
+        array = (array.float() if array.element_size() < 4 else array).numpy()
+    wide = getattr(array, "dtype", None) == np.float64  # numbers in a list are in no precision of their own
+    return np.array(array, np.float64 if wide else np.float32)
 
 
 def _positive(name: str, value: float) -> None:

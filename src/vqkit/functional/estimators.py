@@ -1,28 +1,26 @@
-"""Gradient estimators: what stands in for the derivative of z_q with respect to z, which argmin does not have."""
+"""Gradient estimators: what stands in for the derivative of z_q with respect to z, which argmin does not have.
+
+They know no framework: ``pull_back`` is handed its namespace, ``xp`` (``torch``, ``jax.numpy``, ``keras.ops``).
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Protocol
-
-import torch
-from torch import Tensor
-
-if TYPE_CHECKING:
-    from jaxtyping import Float
+from typing import Any, ClassVar, Protocol
 
 
 class Estimator(Protocol):
-    """An object for the ``estimator`` slot. ``gain`` bounds ``|pull_back(g, z, q)| / |g|`` for all z and q."""
+    """An object for the ``estimator`` slot. ``gain`` bounds ``|pull_back(g, z, q)| / |g|`` for all z and q.
+
+    The arrays are (..., dim), of one dtype, float32 or float64.
+    """
 
     needs_points: ClassVar[bool]  # whether pull_back reads z and q, which must then be kept until backward
 
     @property
     def gain(self) -> float: ...
 
-    def pull_back(
-        self, gradient: Float[Tensor, "n dim"], z: Float[Tensor, "n dim"], q: Float[Tensor, "n dim"]
-    ) -> Float[Tensor, "n dim"]: ...
+    def pull_back(self, gradient: Any, z: Any, q: Any, xp: Any) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -35,7 +33,7 @@ class StraightThrough:
     def gain(self) -> float:
         return 1.0
 
-    def pull_back(self, gradient: Tensor, z: Tensor, q: Tensor) -> Tensor:
+    def pull_back(self, gradient: Any, z: Any, q: Any, xp: Any) -> Any:
         return gradient
 
 
@@ -60,20 +58,21 @@ class RotationTrick:
     def gain(self) -> float:
         return max(1.0, self.max_gain)
 
-    def pull_back(self, gradient: Tensor, z: Tensor, q: Tensor) -> Tensor:
-        work = torch.promote_types(gradient.dtype, torch.float32)
-        g, z, q = gradient.to(work), z.to(work), q.to(work)
+    def pull_back(self, gradient: Any, z: Any, q: Any, xp: Any) -> Any:
+        def along(x: Any) -> Any:
+            return xp.sum(x, -1)[..., None]
+
         # Dividing by the largest entry first keeps the norm of a vector of 1e-30 from underflowing to zero.
-        largest_z, largest_q = z.abs().amax(-1, keepdim=True), q.abs().amax(-1, keepdim=True)
+        largest_z, largest_q = xp.amax(xp.abs(z), -1)[..., None], xp.amax(xp.abs(q), -1)[..., None]
         undefined = (largest_z == 0) | (largest_q == 0)
-        z, q = z / largest_z.masked_fill(undefined, 1.0), q / largest_q.masked_fill(undefined, 1.0)
-        length_z, length_q = z.norm(dim=-1, keepdim=True), q.norm(dim=-1, keepdim=True)
-        a, b = z / length_z.masked_fill(undefined, 1.0), q / length_q.masked_fill(undefined, 1.0)
-        ratio = (largest_q / largest_z.masked_fill(undefined, 1.0)) * (length_q / length_z.masked_fill(undefined, 1.0))
-        scale = ratio.clamp(max=self.max_gain).masked_fill(undefined, 1.0)
+        z, q = z / xp.where(undefined, 1.0, largest_z), q / xp.where(undefined, 1.0, largest_q)
+        length_z, length_q = xp.sqrt(along(z * z)), xp.sqrt(along(q * q))
+        a, b = z / xp.where(undefined, 1.0, length_z), q / xp.where(undefined, 1.0, length_q)
+        ratio = largest_q / xp.where(undefined, 1.0, largest_z) * (length_q / xp.where(undefined, 1.0, length_z))
+        scale = xp.where(undefined, 1.0, xp.where(ratio > self.max_gain, self.max_gain, ratio))
         s = a + b
-        one_plus_cosine = s.square().sum(-1, keepdim=True) / 2  # exact near 0, where 1 + a.b would cancel
+        one_plus_cosine = along(s * s) / 2  # exact near 0, where 1 + a.b would cancel
         flat = undefined | (one_plus_cosine < 1e-6)
-        across = (s * g).sum(-1, keepdim=True) / one_plus_cosine.masked_fill(flat, 1.0)
-        rotated = g - across * s + 2 * (b * g).sum(-1, keepdim=True) * a
-        return (scale * torch.where(flat, g, rotated)).to(gradient.dtype)
+        across = along(s * gradient) / xp.where(flat, 1.0, one_plus_cosine)
+        rotated = gradient - across * s + 2 * along(b * gradient) * a
+        return scale * xp.where(flat, gradient, rotated)

@@ -78,6 +78,13 @@ def _without_faults(flat: Tensor, residual_ND: Tensor, mask_N: Tensor | None) ->
     return finite_N if mask_N is None else finite_N & mask_N
 
 
+def _pull_back(estimator: Estimator, g: Tensor, z: Tensor | None, z_q: Tensor | None) -> Tensor:
+    if z is None or z_q is None:
+        return estimator.pull_back(g, z, z_q, torch)
+    work = torch.promote_types(g.dtype, torch.float32)
+    return estimator.pull_back(g.to(work), z.to(work), z_q.to(work), torch).to(g.dtype)
+
+
 class _Quantize(torch.autograd.Function):
     """Keeps indices and the residual z - e, never the codebook: a step between forward and backward is no error."""
 
@@ -145,7 +152,7 @@ class _Quantize(torch.autograd.Function):
             g_commitment = g_total if g_commitment is None else g_commitment + g_total
         if needs_z:
             if g_q is not None:
-                g_z = ctx.estimator.pull_back(g_q, z, z_q)
+                g_z = _pull_back(ctx.estimator, g_q, z, z_q)
             if g_commitment is not None:
                 tied = (residual_z_ND * (g_commitment * (2 * ctx.beta * ctx.scale))).view(ctx.shape)
                 g_z = tied if g_z is None else g_z + tied

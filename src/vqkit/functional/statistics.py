@@ -1,4 +1,4 @@
-"""How a codebook is used: counts, usage and perplexity, and one step of its exponential moving average."""
+"""How a codebook is used: counts and perplexity."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from jaxtyping import Float, Int
+    from jaxtyping import Int
 
 
 def count_codes(indices: Int[Tensor, "..."], codebook_size: int) -> Int[Tensor, " codes"]:
@@ -34,22 +34,3 @@ def perplexity(counts: Tensor) -> float:
     """
     p = counts.double() / counts.sum().clamp(min=1)
     return float(torch.exp(-torch.special.xlogy(p, p).sum())) if bool(counts.any()) else 0.0
-
-
-def ema_step(
-    codebook: Float[Tensor, "codes dim"],
-    n: Float[Tensor, " codes"],
-    counts: Float[Tensor, " codes"],
-    sums: Float[Tensor, "codes dim"],
-    decay: float,
-) -> tuple[Float[Tensor, "codes dim"], Float[Tensor, " codes"]]:
-    """``n' = d n + (1 - d) c``, ``e' = e + (1 - d)/n' * sum(z - e)``: the published average in residual form.
-
-    Algebraically van den Oord et al. 2017, eq. 6 to 8; a code that was not chosen keeps its bits, and so does one
-    whose sum overflowed.
-    """
-    n = decay * n + (1 - decay) * counts
-    chosen = counts > 0
-    rate = torch.where(chosen, (1 - decay) / n, 0)
-    moved = codebook + rate[:, None] * sums
-    return torch.where((chosen & torch.isfinite(moved).all(1))[:, None], moved, codebook), n

@@ -3,41 +3,15 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vqkit.models.architectures import Convolutional
+
 if TYPE_CHECKING:
     from jaxtyping import Float
-
-
-@dataclass(frozen=True)
-class Convolutional:
-    """Strided convolutions and residual blocks (van den Oord et al. 2017, section 4.1), an object for ``architecture``.
-
-    ``stride`` pixels, a power of two, become one vector along each axis: by half per 4x4 convolution. Then ``blocks``
-    residual blocks (ReLU, 3x3 to ``residual``, ReLU, 1x1 to ``hidden``); the decoder mirrors it.
-    """
-
-    stride: int = 4
-    hidden: int = 128
-    residual: int = 32
-    blocks: int = 2
-
-    def __post_init__(self) -> None:
-        if self.stride < 2 or self.stride & (self.stride - 1):
-            raise ValueError(f"stride is {self.stride}; it must be a power of two from 2 on, for example 4.")
-        for name in ("hidden", "residual"):
-            if getattr(self, name) < 2:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 2.")
-        if self.blocks < 0:
-            raise ValueError(f"blocks is {self.blocks}; it must not be negative.")
-
-    def build(self, channels: int, dim: int) -> tuple[nn.Module, nn.Module]:
-        """Encoder (B, channels, H, W) in [0, 1] to (B, dim, H/stride, W/stride), and the decoder back."""
-        return ConvEncoder(channels, dim, self).apply(_initialise), ConvDecoder(channels, dim, self).apply(_initialise)
 
 
 def _initialise(module: nn.Module) -> None:
@@ -82,6 +56,7 @@ class ConvEncoder(nn.Module):
         self.shrink = nn.Sequential(*layers, nn.Conv2d(width, sizes.hidden, 3, padding=1))
         self.trunk = _trunk(sizes.hidden, sizes.residual, sizes.blocks)
         self.project = nn.Conv2d(sizes.hidden, dim, 1)
+        self.apply(_initialise)
 
     def forward(self, images: Float[Tensor, "b channels H W"]) -> Float[Tensor, "b dim h w"]:
         return self.project(self.trunk(self.shrink(images - 0.5)))
@@ -101,6 +76,7 @@ class ConvDecoder(nn.Module):
             layers += [nn.ConvTranspose2d(width, narrower, 4, stride=2, padding=1), nn.ReLU()]
             width = narrower
         self.grow = nn.Sequential(*layers[:-1])
+        self.apply(_initialise)
 
     def forward(self, z_q: Float[Tensor, "b dim h w"]) -> Float[Tensor, "b channels H W"]:
         return self.grow(self.trunk(self.project(z_q))) + 0.5

@@ -14,8 +14,7 @@ from typing import Any
 
 from vqkit.codebooks import EMA, Frozen, Gradient, KMeans, NoRevival, Normal, Reseed, Uniform
 from vqkit.functional.estimators import RotationTrick, StraightThrough
-from vqkit.models.convolutional import Convolutional
-from vqkit.models.patchwise import Patchwise
+from vqkit.models.architectures import Convolutional, Patchwise
 
 # What may stand in which slot.
 SLOTS: dict[str, tuple[type, ...]] = {

@@ -2,37 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vqkit.models.architectures import Patchwise
+
 if TYPE_CHECKING:
     from jaxtyping import Float
-
-
-@dataclass(frozen=True)
-class Patchwise:
-    """Pixels are unshuffled into ``stride`` x ``stride`` patches, and back; an object for ``architecture``.
-
-    No convolution runs at full resolution, which is where the paper's decoder spends most of its time. ``hidden``
-    channels, and residual blocks (ReLU, 3x3, ReLU, 1x1) in the encoder and in the decoder.
-    """
-
-    stride: int = 4
-    hidden: int = 128
-    encoder_blocks: int = 1
-    decoder_blocks: int = 3
-
-    def __post_init__(self) -> None:
-        for name, least in (("stride", 1), ("hidden", 1), ("encoder_blocks", 0), ("decoder_blocks", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}.")
-
-    def build(self, channels: int, dim: int) -> tuple[nn.Module, nn.Module]:
-        """Encoder (B, channels, H, W) in [0, 1] to (B, dim, H/stride, W/stride), and the decoder back."""
-        return PatchEncoder(channels, dim, self), PatchDecoder(channels, dim, self)
 
 
 class PatchBlock(nn.Module):

@@ -16,14 +16,22 @@ from torch import Tensor, nn
 from vqkit.codebooks import EMA, KMeans, Reseed, Revival, Start, Update
 from vqkit.functional.estimators import Estimator, StraightThrough
 from vqkit.models import hub
-from vqkit.models.convolutional import Convolutional
+from vqkit.models.architectures import Convolutional, Patchwise
+from vqkit.models.convolutional import ConvDecoder, ConvEncoder
 from vqkit.models.objects import SLOTS, nearest_names, parse_object
-from vqkit.models.patchwise import Patchwise
+from vqkit.models.patchwise import PatchDecoder, PatchEncoder
 from vqkit.models.storage import FORMAT, read_config, replace_file, write_json
 from vqkit.quantizers import ChannelsFirst, Losses, Quantizer, VectorQuantizer
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
+
+
+# Encoder (B, channels, H, W) in [0, 1] to (B, dim, H/stride, W/stride), and the decoder back.
+_MODULES: dict[type, tuple[Any, Any]] = {
+    Patchwise: (PatchEncoder, PatchDecoder),
+    Convolutional: (ConvEncoder, ConvDecoder),
+}
 
 
 @dataclass(frozen=True)
@@ -57,7 +65,9 @@ class ModelConfig:
 
     def build(self, seed: int | None = None) -> VQVAE:
         """A fresh model."""
-        encoder, decoder = self.architecture.build(self.channels, self.dim)
+        make_encoder, make_decoder = _MODULES[type(self.architecture)]
+        encoder = make_encoder(self.channels, self.dim, self.architecture)
+        decoder = make_decoder(self.channels, self.dim, self.architecture)
         return VQVAE(encoder, ChannelsFirst(self._quantizer(seed)), decoder, self)
 
     def _quantizer(self, seed: int | None) -> VectorQuantizer:

@@ -108,9 +108,9 @@ class VectorQuantizer(Quantizer):
         if isinstance(start, DataStart):
             codebook, n = torch.zeros(codebook_size, dim), torch.zeros(codebook_size)
         else:  # drawn on the CPU, so that every device gets the same codes
-            codebook, n = start.codebook(codebook_size, dim, _generator(seed, 0))
+            codebook, n = (torch.as_tensor(x) for x in start.codebook(codebook_size, dim, _Drawn(seed)))
         wide = torch.promote_types(codebook.dtype, torch.float32)
-        codebook, n = codebook.to(self.seed.device, wide), n.to(self.seed.device, wide)
+        codebook, n = codebook.to(self.seed.device, wide), n.to(self.seed.device, wide).expand(codebook_size).clone()
         if update.by_gradient:
             self.codebook = nn.Parameter(codebook)
         else:
@@ -220,13 +220,14 @@ class VectorQuantizer(Quantizer):
                 return torch.arange(self.codebook_size, device=self.codebook.device)
             self.started.fill_(1)  # it was set from outside
         else:
-            codebook, n = self.update.step(self.codebook, self.n, statistics.counts, statistics.sums)
+            codebook, n = self.update.step(self.codebook, self.n, statistics.counts, statistics.sums, torch)
             if self.update.needs_sums:
                 self.codebook.copy_(codebook)
                 self.n.copy_(n)
             self.idle.add_(tokens.to(torch.int64)).masked_fill_(statistics.counts > 0, 0)
             self.usage.mul_(_USAGE_DECAY).add_(statistics.counts)
-            revived = self.revival.dead(self.idle)[: len(statistics.sample)]
+            order = torch.sort(self.idle, descending=True, stable=True).indices
+            revived = order[self.revival.dead(self.idle)[order]][: len(statistics.sample)]
             if len(revived):
                 self.codebook[revived] = statistics.sample[: len(revived)]
                 self.n[revived], self.idle[revived] = 0, 0
@@ -336,6 +337,19 @@ def _check_slot(name: str, value: object, methods: tuple[str, ...], example: str
 def _generator(seed: int, steps: int) -> torch.Generator:
     """Randomness is a function of (seed, steps), so that ranks agree and a resumed run repeats itself."""
     return torch.Generator().manual_seed((seed * 1_000_003 + steps) % 2**63)
+
+
+class _Drawn:
+    """NumPy's names for PyTorch's draws, on the CPU."""
+
+    def __init__(self, seed: int) -> None:
+        self._generator = _generator(seed, 0)
+
+    def standard_normal(self, shape: tuple[int, ...]) -> Tensor:
+        return torch.randn(shape, generator=self._generator, device="cpu")
+
+    def random(self, shape: tuple[int, ...]) -> Tensor:
+        return torch.rand(shape, generator=self._generator, device="cpu")
 
 
 def _unmasked(values: Tensor, mask_N: Tensor | None, filler: float) -> Tensor:

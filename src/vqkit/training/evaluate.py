@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from skimage.metrics import structural_similarity
 from torch import Tensor
 
-from vqkit.codebooks import Usage
 from vqkit.data import to_image, to_tensor
+from vqkit.functional.usage import Usage
 from vqkit.models import VQVAE
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from vqkit.data import Images, RandomCrops, open_images
 from vqkit.functional.kmeans import kmeans
-from vqkit.models import Patchwise
+from vqkit.models import PatchDecoder, PatchEncoder, Patchwise
 
 DIM, CODES, BETA = 8, 64, 0.25
 CROP, BATCH, STEPS = 32, 8, 200
@@ -52,7 +52,8 @@ class Published(nn.Module):
     def __init__(self, code: Code) -> None:
         super().__init__()
         self.code = code
-        self.encoder, self.decoder = Patchwise(hidden=32, encoder_blocks=1, decoder_blocks=1).build(3, DIM)
+        sizes = Patchwise(hidden=32, encoder_blocks=1, decoder_blocks=1)
+        self.encoder, self.decoder = PatchEncoder(3, DIM, sizes), PatchDecoder(3, DIM, sizes)
         self.codebook = nn.Parameter(torch.empty(CODES, DIM))
 
     def forward(self, x: Tensor) -> Steps:

@@ -153,7 +153,7 @@ def _averages() -> dict[str, Any]:
     e, n = torch.zeros(1, 1, dtype=torch.float64), torch.ones(1, dtype=torch.float64)
     means, sums = [0.0], [0.0]
     for value, count in BATCHES * 100:
-        e, n = EMA(DECAY).step(e, n, torch.full_like(n, count), count * (value - e))
+        e, n = EMA(DECAY).step(e, n, torch.full_like(n, count), count * (value - e), torch)
         sums.append(e.item())
         means.append(DECAY * means[-1] + (1 - DECAY) * value)
     truth = sum(value * count for value, count in BATCHES) / sum(count for _, count in BATCHES)

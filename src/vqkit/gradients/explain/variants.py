@@ -120,7 +120,7 @@ def _train(variant: Variant, seed: int, model: Published, steps: int) -> History
         optimizer.step()
         with torch.no_grad():
             sums = torch.zeros(CODES, DIM).index_add_(0, s.k, s.z_flat - s.e_k)
-            moved, n = variant.update.step(model.codebook, n, count_codes(s.k, CODES).float(), sums)
+            moved, n = variant.update.step(model.codebook, n, count_codes(s.k, CODES).float(), sums, torch)
             model.codebook.copy_(moved)
     return {name: [moment[name] for moment in moments] for name in moments[0]}
 
