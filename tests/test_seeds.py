@@ -63,7 +63,7 @@ def test_subtracting_instead_of_adding_has_the_right_gradient_and_the_wrong_valu
     ours = quantizer(codes)(z).z_q
     assert torch.equal(ours, q)
     assert torch.equal(gradient_at_z(ours, z), gradient_at_z(added, z))
-    assert (subtracted - q).abs().mean() > 0.5  # as far from the code as z is, on the other side
+    assert (subtracted - q).abs().mean() > 0.5  # twice as far from the code as z is
 
 
 def test_copying_the_gradient_by_hand_is_the_same_as_stopping_it() -> None:

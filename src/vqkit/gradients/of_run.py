@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from vqkit.data import RandomCrops, open_images
-from vqkit.gradients.trace import Trace, measure
+from vqkit.gradients.table import Trace
+from vqkit.gradients.trace import measure
 from vqkit.models import VQVAE, ModelConfig
 from vqkit.models.storage import read_config
 from vqkit.runs.summary import images_of_run

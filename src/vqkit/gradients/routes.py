@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 
+from vqkit.gradients.table import Route
+
 Node = Any  # of autograd's graph: a grad_fn
-Kind = Literal["flows", "zero", "no path", "no parameters", "not finite"]
 
 
 class Edge(NamedTuple):
@@ -20,20 +21,6 @@ class Edge(NamedTuple):
     source: Node
     target: Node
     output: int
-
-
-class Route(NamedTuple):
-    """What a loss gives to a group of tensors: the L2 norm of its gradient, and for a zero which kind of zero it is.
-
-    ``"zero"``: there is a path, and what comes along it is exactly 0. ``"no path"``: nothing connects them.
-    ``"no parameters"``: nothing there takes a gradient. ``"not finite"``: NaN or infinity arrives.
-    """
-
-    norm: float
-    kind: Kind
-
-    def __str__(self) -> str:
-        return {"flows": f"{self.norm:.4g}", "zero": "0 on a path"}.get(self.kind, self.kind)
 
 
 def edges_of(loss: Tensor) -> list[Edge]:

@@ -2,62 +2,23 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import combinations
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
 from vqkit.gradients import kept
-from vqkit.gradients.quality import Quality, straight_through_quality
-from vqkit.gradients.routes import Route, edges_of, gradients, real, route_of
-from vqkit.gradients.text import aligned
+from vqkit.gradients.quality import straight_through_quality
+from vqkit.gradients.routes import edges_of, gradients, real, route_of
+from vqkit.gradients.table import Route, Trace
 from vqkit.quantizers import ChannelsFirst, VectorQuantizer
 
 if TYPE_CHECKING:
     from jaxtyping import Float
 
 Group = nn.Module | Tensor | Sequence[Tensor]
-_WIDE = 100  # letters: a wider table is turned, its groups one below the other
-_PAIRS = 8  # cosines that are printed, those that oppose each other most; ``cosines`` has them all
-
-
-@dataclass(frozen=True)
-class Trace:
-    """``routes[loss][group]``, ``cosines[group][loss, loss]`` where both flow, and the straight-through quality."""
-
-    routes: dict[str, dict[str, Route]]
-    cosines: dict[str, dict[tuple[str, str], float]]
-    straight_through: Quality | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        def entry(route: Route) -> dict[str, Any]:  # NaN is no JSON
-            return {"norm": route.norm if math.isfinite(route.norm) else None, "kind": route.kind}
-
-        return {
-            "routes": {loss: {g: entry(r) for g, r in row.items()} for loss, row in self.routes.items()},
-            "cosines": {g: {" / ".join(pair): c for pair, c in row.items()} for g, row in self.cosines.items()},
-            "straight_through": self.straight_through and self.straight_through._asdict(),
-        }
-
-    def __str__(self) -> str:
-        rows = [["gradient norm", *next(iter(self.routes.values()))]]
-        rows += [[loss, *map(str, row.values())] for loss, row in self.routes.items()]
-        text = aligned(rows)
-        if max(map(len, text.splitlines())) > _WIDE:
-            text = aligned(list(zip(*rows, strict=True)))
-        pairs = [(c, group, *pair) for group, row in self.cosines.items() for pair, c in row.items()]
-        lines = [f"cosine at {group}: {a} and {b} {c:+.3f}" for c, group, a, b in sorted(pairs)[:_PAIRS]]
-        if len(pairs) > _PAIRS:
-            lines.append(f"and {len(pairs) - _PAIRS} more, all greater: see .cosines")
-        if self.straight_through is not None:
-            value, changes = self.straight_through
-            said = "undefined" if value is None else f"{value:.3f} with the measured change"
-            lines.append(f"straight-through: correlation {said}, {changes} changes of code")
-        return "\n".join([text, *lines])
 
 
 def trace(

@@ -22,7 +22,8 @@ from vqkit.gradients.explain.published import (
     trained,
 )
 from vqkit.gradients.explain.walked import Step, drawn, name_of, nodes_of, steps_of
-from vqkit.gradients.routes import Route, gradients, route
+from vqkit.gradients.routes import gradients, route
+from vqkit.gradients.table import Route
 from vqkit.pages import Html
 from vqkit.pages.graphs import Colour
 

@@ -12,7 +12,8 @@ from vqkit.codebooks import Given
 from vqkit.gradients.explain.parts import Part, Say, Table
 from vqkit.gradients.explain.published import BETA, CODES, CROP, DIM, Published, Steps, held_out, trained
 from vqkit.gradients.explain.variants import MEASURES, STANDARD, STEPS, VARIANTS, History, pull, train_all, verdict
-from vqkit.gradients.routes import Route, gradients, route
+from vqkit.gradients.routes import gradients, route
+from vqkit.gradients.table import Route
 from vqkit.pages import Linear, Log, Series, line_chart, number, tag
 from vqkit.quantizers import VectorQuantizer
 
