@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from vqkit.gradients.audit import audit as audit
     from vqkit.gradients.trace import trace as trace
     from vqkit.models import VQVAE as VQVAE
+    from vqkit.models.codebook_file import load_codebook as load_codebook
+    from vqkit.models.codebook_file import save_codebook as save_codebook
     from vqkit.quantizers import ChannelsFirst as ChannelsFirst
     from vqkit.quantizers import Losses as Losses
     from vqkit.quantizers import Quantized as Quantized
@@ -46,6 +48,7 @@ _HOMES = {
         ("ChannelsFirst", "Losses", "Quantized", "Quantizer", "VectorQuantizer", "attach", "discard", "start", "step")
     ),
     "vqkit.models": ("VQVAE",),
+    "vqkit.models.codebook_file": ("load_codebook", "save_codebook"),
     "vqkit.gradients.audit": ("audit",),
     "vqkit.gradients.trace": ("trace",),
     "vqkit.training": ("Config",),
