@@ -1,0 +1,120 @@
+"""How a codebook learns from statistics: one step of its rule, revival, and sums over devices."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from vqkit.codebooks import EMA, Frozen, NoRevival, Revival, Update
+from vqkit.jax.codebook import Codebook
+from vqkit.jax.quantize import Statistics
+from vqkit.jax.sampling import drawn, least_rows
+
+_USAGE_DECAY = 0.99
+
+
+def update(
+    codebook: Codebook,
+    statistics: Statistics,
+    *,
+    rule: Update = EMA(),
+    revival: Revival = NoRevival(),
+    axis_name: Hashable = None,
+) -> Codebook:
+    """The codebook after one training step; without a vector in ``statistics`` it stays as it is.
+
+    Under ``EMA``: ``n' = d n + (1-d) c`` and ``e' = e + (1-d)/n' sum(z - e)``, the published rule (van den Oord et al.
+    2017, eq. 6 to 8) in a form in which a code that was not chosen keeps its bits. ``usage' = 0.99 usage + c``.
+
+    Args:
+        codebook: its ``codes`` are those that the statistics were made with, or, where they learn by their gradient,
+            the optimizer's new ones.
+        statistics: from ``quantize``.
+        rule: how the codes learn: ``EMA(decay)``, ``Frozen()``, or ``Gradient()``, which leaves them to the optimizer.
+        revival: what happens to codes that are no longer chosen: ``NoRevival()`` or ``Reseed()``.
+        axis_name: inside ``shard_map``, ``pmap`` or ``vmap``, the axis over which statistics are summed; every device
+            then gets the same codebook.
+
+    Raises:
+        ValueError: a rule or revival that is none, or statistics that do not fit.
+
+    >>> import vqkit
+    >>> import vqkit.jax
+    >>> codebook = vqkit.jax.init(jax.random.key(0), codebook_size=2, dim=1, start=vqkit.Given([[0.0], [9.0]]))
+    >>> statistics = vqkit.jax.quantize(codebook, jnp.array([[1.0], [2.0]])).statistics
+    >>> update(codebook, statistics, rule=vqkit.EMA(decay=0.5)).codes.tolist()
+    [[1.0], [9.0]]
+    """
+    codes = len(codebook.codes)
+    vectors = _checked(codebook, statistics, rule, revival)
+    if axis_name is not None:
+        statistics = _over_devices(statistics, axis_name)
+    counts_K, wide = statistics.counts, codebook.codes.dtype
+    codes_KD, n_K = rule.step(
+        codebook.codes, codebook.n, counts_K.astype(codebook.n.dtype), statistics.sums.astype(wide), jnp
+    )
+    tokens = counts_K.sum().astype(jnp.int32)
+    grown_K = jnp.minimum(codebook.idle, np.iinfo(np.int32).max - tokens) + tokens  # stays at the greatest int32
+    idle_K = jnp.where(counts_K > 0, 0, grown_K)
+    if vectors:
+        order_V = jnp.argsort(-idle_K, stable=True)[:vectors]
+        revived_V = revival.dead(idle_K)[order_V] & drawn(statistics.hashes[:vectors])
+        rows_V = jnp.where(revived_V, order_V, codes)
+        codes_KD = codes_KD.at[rows_V].set(statistics.sample[:vectors].astype(wide), mode="drop")
+        n_K = n_K.at[rows_V].set(0, mode="drop")
+        idle_K = idle_K.at[rows_V].set(0, mode="drop")
+    usage_K = _USAGE_DECAY * codebook.usage + counts_K.astype(codebook.usage.dtype)
+    new = Codebook(codes_KD, n_K, usage_K, idle_K, codebook.steps + 1)
+    return jax.tree.map(lambda new, old: jnp.where(tokens > 0, new, old), new, codebook)
+
+
+def merge(first: Statistics, second: Statistics) -> Statistics:
+    """The statistics of both batches together, made with the same codes: for gradients accumulated over batches."""
+    size = len(first.hashes)
+    if len(second.hashes) != size:
+        raise ValueError(f"first samples {size} vectors, second {len(second.hashes)}: quantize both with one sample=.")
+    rows = jnp.concatenate([first.sample, second.sample])
+    sample, hashes = least_rows(rows, jnp.concatenate([first.hashes, second.hashes]), size)
+    counts, sums, faulty = first.counts + second.counts, first.sums + second.sums, first.faulty + second.faulty
+    return Statistics(counts, sums, faulty, sample, hashes)
+
+
+def _over_devices(statistics: Statistics, axis_name: Hashable) -> Statistics:
+    """As ``merge`` over all devices. Samples are gathered as a sum of otherwise empty places: JAX then knows that the
+    result is the same on all of them."""
+    size, dim = statistics.sample.shape
+    sample, hashes = statistics.sample, statistics.hashes
+    if size:
+        place, devices = lax.axis_index(axis_name), lax.psum(1, axis_name)
+        rows = jnp.zeros((devices, size, dim), sample.dtype).at[place].set(sample)
+        keys = jnp.zeros((devices, size), hashes.dtype).at[place].set(hashes)
+        rows, keys = lax.psum((rows, keys), axis_name)
+        sample, hashes = least_rows(rows.reshape(-1, dim), keys.reshape(-1), size)
+    counts, sums, faulty = lax.psum((statistics.counts, statistics.sums, statistics.faulty), axis_name)
+    return Statistics(counts, sums, faulty, sample, hashes)
+
+
+def _checked(codebook: Codebook, statistics: Statistics, rule: Update, revival: Revival) -> int:
+    """How many vectors revival needs."""
+    if isinstance(rule, type) or not hasattr(rule, "step"):
+        raise ValueError(f"rule is {rule!r}; it must be an object such as EMA(decay=0.99), Gradient() or Frozen().")
+    if isinstance(revival, type) or not hasattr(revival, "dead"):
+        raise ValueError(f"revival is {revival!r}; it must be an object such as Reseed() or NoRevival().")
+    if statistics.sums.shape != codebook.codes.shape:
+        raise ValueError(
+            f"statistics are of {statistics.sums.shape[0]} codes of dimension {statistics.sums.shape[1]}, but codebook "
+            f"has shape {codebook.codes.shape}: pass those that quantize returned for this codebook."
+        )
+    vectors = revival.vectors(len(codebook.codes))
+    if vectors and isinstance(rule, Frozen):
+        raise ValueError(f"revival is {revival}, which moves codes, but rule=Frozen() never does: use NoRevival().")
+    if len(statistics.sample) < vectors:
+        raise ValueError(
+            f"revival is {revival}, which needs {vectors} vectors, but statistics hold {len(statistics.sample)}: call "
+            f"quantize(..., sample={vectors}), or sample=revival.vectors(codebook_size)."
+        )
+    return vectors

@@ -1,0 +1,197 @@
+"""The nearest code of every vector, exactly, in memory that does not grow with N x K.
+
+Suffixes give shapes: N vectors, R of them in one piece, K codes, D dimensions.
+
+As in PyTorch (`vqkit.functional.search`): the float32 score ``x.e - |e|^2/2`` orders codes as the distance does up to a
+rounding error that has a bound, and both sides are first moved by the codebook's mean. Rows whose best code is not
+beyond doubt are scored again in float64, and those that even float64 cannot part are decided by the definition.
+float64 works inside a traced function also where `jax_enable_x64` is off, as long as JAX never batches it: hence the
+rule below.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+from jax.custom_batching import custom_vmap
+
+from vqkit.jax.sampling import bits_of, hash_of
+from vqkit.jax.values import check_vectors, refuse_faults
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float, Int
+
+    Decide = Callable[[Array], tuple[Array, Array]]  # rows (R, D) -> the index of each, and whether it is in doubt
+
+# Scores held at a time: 2^19 float32 are 2 MiB, which a CPU's cache holds; a GPU wants larger pieces.
+_CHUNK_CPU, _CHUNK_ACCELERATOR = 2**19, 2**24
+_BLOCK = 2**15  # scores of doubtful rows held at a time, in float64
+_EPS_64 = float(np.finfo(np.float64).eps)
+
+
+def nearest_codes(z: Float[Array, "... dim"], codes: Float[Array, "codes dim"]) -> Int[Array, "..."]:
+    """The index of the nearest row of ``codes`` for each vector of ``z``.
+
+    ``k(x) = argmin_k sum_d (z_d - e_kd)^2`` (van den Oord et al. 2017, eq. 1), decided as in float64 with the sum
+    taken in order of d; of equal sums the lowest index. It has no derivative.
+
+    Args:
+        z: vectors, any floating dtype.
+        codes: any floating dtype, at least one row.
+
+    Returns:
+        int32 indices of shape ``z.shape[:-1]``. Under a trace (``jit``, ``vmap``) a vector that holds NaN or infinity
+        gets index 0.
+
+    Raises:
+        ValueError: shapes or dtypes that do not fit; outside of a trace also NaN or infinity.
+
+    >>> nearest_codes(jnp.array([[0.9, 0.8], [0.5, 0.5]]), jnp.array([[0.0, 0.0], [1.0, 1.0]])).tolist()
+    [1, 0]
+    """
+    z, codes = lax.stop_gradient((jnp.asarray(z), jnp.asarray(codes)))
+    check_vectors(z, codes)
+    refuse_faults(z, None, codes)
+    return search(z.reshape(-1, z.shape[-1]), codes).reshape(z.shape[:-1])
+
+
+@custom_vmap
+def _search(z_ND: Array, codes_KD: Array) -> Array:
+    if not len(z_ND):
+        return jnp.zeros(0, jnp.int32)
+    with jax.enable_x64(True):
+        wide = jnp.promote_types(jnp.promote_types(z_ND.dtype, codes_KD.dtype), jnp.float32)
+        z_ND, codes_KD = z_ND.astype(wide), codes_KD.astype(wide)
+        indices_N, doubtful_N = _in_chunks(_scorer(codes_KD), z_ND, len(codes_KD))
+        codes_KD = _as_float64(codes_KD)
+        if wide != jnp.float64:
+            indices_N, doubtful_N = _again(_scorer(codes_KD), z_ND, indices_N, doubtful_N, len(codes_KD))
+        return _again(partial(_decide, codes_KD), z_ND, indices_N, doubtful_N, len(codes_KD))[0]
+
+
+@_search.def_vmap
+def _search_batches(size: int, batched: list[bool], z: Array, codes: Array) -> tuple[Array, bool]:
+    """Batches of vectors are one longer list of them; batches of codebooks are searched one after the other."""
+    if not batched[1]:
+        return search(z.reshape(-1, z.shape[-1]), codes).reshape(z.shape[:-1]), True
+    if not batched[0]:
+        return lax.map(lambda codes_KD: search(z, codes_KD), codes), True
+    return lax.map(lambda pair: search(*pair), (z, codes)), True
+
+
+search = jax.jit(_search)  # `nearest_codes` of (N, D) and (K, D) that were checked already
+
+
+def _in_chunks(decide: Decide, z_ND: Array, codes: int) -> tuple[Array, Array]:
+    scores = _CHUNK_CPU if jax.default_backend() == "cpu" else _CHUNK_ACCELERATOR
+    rows = len(z_ND)
+    chunks = -(-rows // max(1, scores // codes))
+    each = -(-rows // chunks)
+    if chunks == 1:
+        return decide(z_ND)
+    padded = jnp.pad(z_ND, ((0, chunks * each - rows), (0, 0))).reshape(chunks, each, -1)
+    indices, doubtful = lax.map(decide, padded)
+    return indices.reshape(-1)[:rows], doubtful.reshape(-1)[:rows]
+
+
+def _again(
+    decide: Decide, z_ND: Array, indices_N: Array, doubtful_N: Array, codes: int
+) -> tuple[Int[Array, " n"], Bool[Array, " n"]]:
+    """The doubtful rows once more, a block at a time, so that time and memory are those of the rows that there are."""
+    rows = len(z_ND)
+    each = min(rows, max(1, _BLOCK // codes))
+    rank_N = jnp.cumsum(doubtful_N, dtype=jnp.int32)
+    places_N = jnp.where(doubtful_N, rank_N - 1, rows + each)
+    which = jnp.full(rows + each, rows, jnp.int32).at[places_N].set(jnp.arange(rows, dtype=jnp.int32), mode="drop")
+
+    def block(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        start, indices_N, doubtful_N = state
+        these = lax.dynamic_slice(which, (start,), (each,))
+        found, doubtful = decide(z_ND.at[these].get(mode="clip"))
+        indices_N = indices_N.at[these].set(found, mode="drop")
+        return start + np.int32(each), indices_N, doubtful_N.at[these].set(doubtful, mode="drop")
+
+    state = (jnp.int32(0), indices_N, doubtful_N)
+    return lax.while_loop(lambda state: state[0] < rank_N[-1], block, state)[1:]
+
+
+def _scorer(codes_KD: Array) -> Decide:
+    """Decides by scores in the dtype of the codes.
+
+    With ``u`` the unit roundoff and E the longest code, product, norm and difference together err by less than
+    ``(D + 8) u (|x| E + E^2)`` (Cauchy-Schwarz), and the definition by ``(D + 8) u64 (|x| + E)^2``; each is taken
+    four times, for two codes and a margin. The last term covers what underflows, and what XLA flushes to zero.
+    """
+    (codes, dim), dtype = codes_KD.shape, codes_KD.dtype
+    eps, tiny = float(jnp.finfo(dtype).eps), float(jnp.finfo(dtype).tiny)
+    dims = dim + 8
+    centre_D = codes_KD.mean(0)
+    e_KD = codes_KD - centre_D
+    squares_K = jnp.sum(e_KD * e_KD, 1)
+    longest = jnp.sqrt(squares_K.max())
+    longest = jnp.where(jnp.isfinite(longest), longest, jnp.nan)  # where a square overflowed, every row is in doubt
+    half_K = jnp.where(_repeated(codes_KD), jnp.inf, squares_K / 2)  # a codebook of equal codes would tie on every row
+    index_K = jnp.arange(codes, dtype=jnp.int32)
+
+    def decide(z_RD: Array) -> tuple[Array, Array]:
+        x_RD = (z_RD if dtype == z_RD.dtype else _as_float64(z_RD)) - centre_D
+        scores_RK = jnp.dot(x_RD, e_KD.T, precision=lax.Precision.HIGHEST) - half_K
+        reach_R = jnp.sqrt(jnp.sum(x_RD * x_RD, 1)) + longest
+        bound_R = (reach_R * (2 * dims * _EPS_64) + longest * (2 * dims * eps)) * reach_R
+        limit_R = scores_RK.max(1) - bound_R - 4 * dims * tiny
+        # Codes that may be the nearest, none in a row that is not finite. XLA's argmax takes five times as long as all
+        # of this, because it does not vectorize.
+        near_RK = scores_RK > limit_R[:, None]
+        lowest_R = jnp.where(near_RK, index_K, codes).min(1)
+        highest_R = jnp.where(near_RK, index_K, -1).max(1)
+        return jnp.where(lowest_R == highest_R, lowest_R, 0), lowest_R != highest_R
+
+    return decide
+
+
+def _decide(codes_KD: Array, z_RD: Array) -> tuple[Array, Array]:
+    """The definition: the lowest index of the least sum; 0 in a row that is not finite."""
+    codes, dim = codes_KD.shape
+    z_DR, codes_DK = _as_float64(z_RD).T, codes_KD.T
+
+    def add(d: Array, sums: tuple[Array, Array]) -> tuple[Array, Array]:
+        # Each square is added in the round after its own, where no compiler contracts the two into one rounding.
+        total_RK, square_RK = sums
+        difference_RK = z_DR[d][:, None] - codes_DK[d]
+        return total_RK + square_RK, difference_RK * difference_RK
+
+    first_RK = (z_DR[0][:, None] - codes_DK[0]) ** 2
+    nothing_RK = jnp.minimum(first_RK, 0)  # zeros that vary over devices as the sums will
+    total_RK, square_RK = lax.fori_loop(np.int32(0), np.int32(dim), add, (nothing_RK, nothing_RK))
+    total_RK = total_RK + square_RK
+    least_RK = total_RK == total_RK.min(1, keepdims=True)
+    index_R = jnp.where(least_RK, jnp.arange(codes, dtype=jnp.int32), codes).min(1)
+    return jnp.where(index_R == codes, 0, index_R), jnp.zeros(len(z_RD), bool)
+
+
+def _repeated(codes_KD: Array) -> Bool[Array, " codes"]:
+    """True for a code that equals one of lower index: it is never chosen."""
+    index_K = jnp.arange(len(codes_KD), dtype=jnp.int32)
+    bits_KD = bits_of(codes_KD)
+    hashes_K, order_K = lax.sort((hash_of(bits_KD, jnp.uint32(0)), index_K), num_keys=2)
+    first_K = jnp.ones(len(index_K), bool).at[1:].set(hashes_K[1:] != hashes_K[:-1])
+    leader_K = order_K[lax.cummax(jnp.where(first_K, index_K, 0))]
+    same_K = (bits_KD[order_K] == bits_KD[leader_K]).all(1) & ~first_K
+    return jnp.zeros(len(index_K), bool).at[order_K].set(same_K)
+
+
+def _as_float64(x: Array) -> Array:
+    """Exactly: XLA on a CPU reads a subnormal float32 as zero, so these are converted from their bits."""
+    if x.dtype == jnp.float64:
+        return x
+    bits = lax.bitcast_convert_type(x, jnp.uint32)
+    magnitude = bits & np.uint32(0x7FFFFFFF)
+    subnormal = magnitude.astype(jnp.float64) * 2.0**-149
+    subnormal = jnp.where(bits == magnitude, subnormal, -subnormal)
+    return jnp.where(magnitude < np.uint32(0x00800000), subnormal, x.astype(jnp.float64))
