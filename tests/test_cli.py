@@ -6,6 +6,7 @@ import gzip
 import json
 import os
 import struct
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -212,6 +213,7 @@ def test_info(capsys: Capture) -> None:
     rows = dict(line.split(maxsplit=1) for line in said.out.splitlines())
     assert said.code == 0 and rows["vqkit"] == vqkit.__version__ and rows["torch"] == torch.__version__
     assert rows["numpy"] == np.__version__ and "cpu" in rows["devices"] and rows["search"]
+    assert all(f"{name} {version(name)}" in rows["beside"] for name in ("keras", "jax"))
 
 
 @pytest.mark.parametrize(

@@ -272,6 +272,29 @@ def audit(
     return 0 if found.ok else _FAILURE
 
 
+def convert(
+    source: Positional[Annotated[str, arg(metavar="RUN")]],
+    /,
+    to: Annotated[str, arg(metavar="keras|torch")],
+    out: Positional[Annotated[str, arg(metavar="OUT")]],
+) -> int:
+    """Write the model of a run as a Keras file, or such a file as a run; every weight keeps its bits.
+
+    Args:
+        source: a directory that vqkit train left; with --to torch, a .keras file
+        to: keras, to write a .keras file, or torch, to write a directory as vqkit train leaves it
+        out: the file or directory to write, which must not exist yet
+    """
+    if to not in ("keras", "torch"):
+        raise UsageError(f"--to {to}: write keras, for a .keras file, or torch, for a run.")
+    if to == "keras" and not out.endswith(".keras"):
+        raise UsageError(f"{out}: a Keras model is written, so the name must end in .keras.")
+    from vqkit.keras.convert import convert as write  # seconds, for Keras and what it runs on
+
+    print(f"the model is {write(source, to, out)}")
+    return 0
+
+
 def info() -> int:
     """Show versions, devices, and which search is active."""
     from vqkit import runs
@@ -283,7 +306,7 @@ def info() -> int:
 
 _COMMANDS: dict[str, Callable[..., int]] = {
     **{"train": train, "eval": evaluate, "reconstruct": reconstruct, "report": report},
-    **{"explain": explain, "trace": trace, "audit": audit, "info": info},
+    **{"explain": explain, "trace": trace, "audit": audit, "convert": convert, "info": info},
 }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import sys
+from importlib.metadata import packages_distributions, version
 from io import BytesIO
 from itertools import chain
 from pathlib import Path
@@ -68,11 +69,14 @@ def info() -> dict[str, str]:
         devices += [f"cuda:{i} ({torch.cuda.get_device_name(i)})" for i in range(torch.cuda.device_count())]
     if torch.backends.mps.is_available():
         devices.append("mps")
+    installed = packages_distributions()  # TensorFlow has several distributions
+    beside = [f"{name} {version(installed[name][0])}" for name in ("keras", "tensorflow", "jax") if name in installed]
     return {
         "vqkit": vqkit.__version__,
         "python": f"{platform.python_version()} ({sys.platform}, {platform.machine()})",
         "torch": torch.__version__,
         "numpy": np.__version__,
+        "beside": ", ".join(beside) or "no Keras, no JAX",
         "devices": ", ".join(devices),
         "threads": str(torch.get_num_threads()),
         "search": "chunked PyTorch (float32 products, doubtful rows decided in float64)",
