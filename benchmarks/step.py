@@ -27,8 +27,8 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 import vqkit
 from benchmarks.plain import PlainVQVAE
-from vqkit.functional.usage import Usage
 from vqkit.data import RandomCrops, open_images
+from vqkit.functional.usage import Usage
 from vqkit.models import VQVAE
 from vqkit.quantizers import Losses, Quantized
 from vqkit.training.config import resolve

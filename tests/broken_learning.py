@@ -106,9 +106,7 @@ class IdleToZero(vqkit.EMA):
     def past(self, codebook: Tensor, n: Tensor) -> Tensor:
         return n[:, None] * codebook
 
-    def step(
-        self, codebook: Tensor, n: Tensor, counts: Tensor, sums: Tensor, xp: object
-    ) -> tuple[Tensor, Tensor]:
+    def step(self, codebook: Tensor, n: Tensor, counts: Tensor, sums: Tensor, xp: object) -> tuple[Tensor, Tensor]:
         m = self.decay * self.past(codebook, n) + (1 - self.decay) * (sums + counts[:, None] * codebook)
         n = self.decay * n + (1 - self.decay) * counts
         smoothed = (n + 1e-5) / (n.sum() + 1e-5 * len(n)) * n.sum()
@@ -127,9 +125,7 @@ class IdleToMillion(IdleToZero):
 class Underflows(vqkit.EMA):
     """m/n without smoothing: after 830 idle steps at decay 0.9 both are denormal, and their ratio is any number."""
 
-    def step(
-        self, codebook: Tensor, n: Tensor, counts: Tensor, sums: Tensor, xp: object
-    ) -> tuple[Tensor, Tensor]:
+    def step(self, codebook: Tensor, n: Tensor, counts: Tensor, sums: Tensor, xp: object) -> tuple[Tensor, Tensor]:
         learnt, n = super().step(codebook, n, counts, sums, xp)
         normal_K = (n > torch.finfo(n.dtype).tiny)[:, None]
         return torch.where(normal_K, learnt, (n[:, None] * codebook) / n[:, None]), n
