@@ -5,7 +5,6 @@ pip install 'vqkit[jax]' flax optax scikit-learn. The codebook learns by EMA, wi
 
 import gzip
 import sys
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -13,7 +12,6 @@ import optax
 from flax import nnx
 from sklearn.datasets import load_digits
 
-import vqkit
 import vqkit.jax
 from vqkit.reference import perplexity
 
@@ -31,34 +29,29 @@ class Model(nnx.Module):
         return self.up(nnx.relu(self.into(found.z_q))), found
 
 
-def objective(model, x, codebook):
+def objective(model, codebook, x):
     y, found = model(x, codebook)
     return ((y - x) ** 2).mean() + found.losses.total, found.statistics
 
 
 @nnx.jit
 def step(model, optimizer, codebook, x):
-    gradients, statistics = nnx.grad(objective, has_aux=True)(model, x, codebook)
+    gradients, statistics = nnx.grad(objective, has_aux=True)(model, codebook, x)
     optimizer.update(model, gradients)
     return vqkit.jax.update(codebook, statistics, rule=EMA, revival=REVIVAL)
 
 
-def report(when, model, codebook, x):
-    y, found = nnx.jit(lambda model, x: model(x, codebook))(model, x)
-    used = perplexity(np.bincount(found.indices.ravel(), minlength=CODES))
-    print(f"{when}: MSE {((y - x) ** 2).mean():.4f}, perplexity {used:.1f} of {CODES}")
-
-
 if len(sys.argv) > 1:
-    file = Path(sys.argv[1]).read_bytes()
-    file = gzip.decompress(file) if sys.argv[1].endswith(".gz") else file
-    images = np.frombuffer(file, np.uint8, offset=16).reshape(-1, 28, 28, 1) / 255
+    with gzip.open(sys.argv[1]) as file:
+        images = np.frombuffer(file.read(), np.uint8, offset=16).reshape(-1, 28, 28, 1)[:10_000] / 255
 else:
     images = load_digits().images[..., None] / 16
-images, rng = images[:10_000].astype(np.float32), np.random.default_rng(0)
 model, codebook = Model(nnx.Rngs(0)), vqkit.jax.init(jax.random.key(0), codebook_size=CODES, dim=DIM)
-optimizer = nnx.Optimizer(model, optax.adam(3e-3), wrt=nnx.Param)
-report("before", model, codebook, images[:500])
-for _ in range(500):
-    codebook = step(model, optimizer, codebook, images[rng.integers(500, len(images), 64)])
-report("after", model, codebook, images[:500])
+optimizer, rng = nnx.Optimizer(model, optax.adam(3e-3), wrt=nnx.Param), np.random.default_rng(0)
+held_out, images = images[:500], images[500:]
+for number in range(501):
+    if number % 500 == 0:
+        y, found = nnx.jit(Model.__call__)(model, held_out, codebook)
+        used = perplexity(np.bincount(found.indices.ravel(), minlength=CODES))
+        print(f"step {number}: MSE {((y - held_out) ** 2).mean():.4f}, perplexity {used:.1f} of {CODES}")
+    codebook = step(model, optimizer, codebook, images[rng.integers(0, len(images), 64)])

@@ -2,6 +2,7 @@
 
 Takes an idx file, gzipped or not, or else scikit-learn's digits. Prints error and perplexity of digits that were held
 out, writes a picture of them with their reconstructions, and the model. Works on any backend (KERAS_BACKEND=jax).
+pip install 'vqkit[tensorflow]' scikit-learn matplotlib.
 """
 
 import argparse

@@ -2,7 +2,7 @@
 
     python tensorflow_side_by_side.py [t10k-images-idx3-ubyte.gz] [--steps 300] [--plot side_by_side.png]
 
-Both begin with the same weights and see the same batches of real digits: those of an MNIST file, or scikit-learn's.
+Both begin with the same weights and see the same digits, of an MNIST file or scikit-learn's. Needs matplotlib.
 """
 
 import argparse
@@ -22,75 +22,57 @@ WAYS = {
 class VQVAE(tf.keras.Model):
     def __init__(self, way, codes=64, dim=8):
         super().__init__()
-        conv, up = tf.keras.layers.Conv2D, tf.keras.layers.Conv2DTranspose
+        self.way, conv, up = way, tf.keras.layers.Conv2D, tf.keras.layers.Conv2DTranspose
         shape = {"strides": 2, "padding": "same", "activation": "relu"}
         self.encoder = tf.keras.Sequential([conv(16, 4, **shape), conv(32, 4, **shape), conv(dim, 1)])
         self.decoder = tf.keras.Sequential([up(32, 4, **shape), up(1, 4, **shape | {"activation": None})])
         self.codebook = self.add_weight(shape=(codes, dim), initializer="random_uniform", name="codebook")
-        self.way = way
 
     def call(self, x):
         z = self.encoder(x)
-        flat = tf.reshape(z, (-1, z.shape[-1]))
-        k = tf.argmin(tf.reduce_sum((flat[:, None] - self.codebook) ** 2, 2), axis=1)
-        q = tf.reshape(tf.gather(self.codebook, k), tf.shape(z))
+        k = tf.argmin(tf.reduce_sum((z[..., None, :] - self.codebook) ** 2, -1), axis=-1)
+        q = tf.gather(self.codebook, k)
         self.add_loss(tf.reduce_mean((tf.stop_gradient(z) - q) ** 2))  # moves the codes to the vectors
         self.add_loss(0.25 * tf.reduce_mean((z - tf.stop_gradient(q)) ** 2))  # keeps the vectors near their codes
         return self.decoder(self.way(z, q))
 
-
-def digits(path):
-    if path is None:  # 8 x 8, each pixel doubled
-        images = load_digits().images.repeat(2, 1).repeat(2, 2) / 16
-    else:
-        raw = (gzip.open if path.endswith(".gz") else open)(path, "rb").read()
-        images = np.frombuffer(raw, np.uint8, offset=16).reshape(-1, 28, 28) / 255
-    images = tf.constant(images[..., None], tf.float32)
-    return images[:-300], images[-300:]
-
-
-def train(model, images, steps):
-    optimizer, errors = tf.keras.optimizers.Adam(3e-3), []
-    batches = tf.data.Dataset.from_tensor_slices(images).shuffle(len(images), seed=0).repeat().batch(32).take(steps)
-
     @tf.function
-    def step(x):
+    def step(self, x, optimizer):
         with tf.GradientTape() as tape:
-            error = tf.reduce_mean((model(x) - x) ** 2)
-            loss = error + sum(model.losses)
-        gradients = tape.gradient(loss, model.trainable_variables)
-        optimizer.apply_gradients(zip(gradients, model.trainable_variables, strict=True))
+            error = tf.reduce_mean((self(x) - x) ** 2)
+            loss = error + sum(self.losses)
+        gradients = tape.gradient(loss, self.trainable_variables)
+        optimizer.apply_gradients(zip(gradients, self.trainable_variables, strict=True))
         return error
 
-    for x in batches:
-        errors.append(float(step(x)))
-    return errors
+
+def digits(path):
+    if path is None:
+        return load_digits().images.repeat(2, 1).repeat(2, 2) / 16  # 8 x 8, each pixel doubled
+    raw = (gzip.open if path.endswith(".gz") else open)(path, "rb").read()
+    return np.frombuffer(raw, np.uint8, offset=16).reshape(-1, 28, 28) / 255
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("images", nargs="?", help="an MNIST idx3 file, gzipped or not")
-    parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--plot", default="side_by_side.png")
-    args = parser.parse_args()
-    learning, held_out = digits(args.images)
-    figure, (curves, pictures) = plt.subplots(1, 2, figsize=(11, 3.2), width_ratios=(2, 3), layout="constrained")
-    rows = {"original": held_out[:10]}
-    for name, way in WAYS.items():
-        tf.keras.utils.set_random_seed(0)
-        model = VQVAE(way)
-        errors = train(model, learning, args.steps)
-        error = float(tf.reduce_mean((model(held_out) - held_out) ** 2))
-        print(f"{name:<18}  held-out error {error:.5f}")
-        curves.plot(errors, label=name)
-        rows[f"{name}\nerror {error:.4f}"] = model(held_out[:10])
-    curves.set(xlabel="step", ylabel="squared error of a batch", yscale="log")
-    curves.legend(loc="center right", frameon=False)
-    picture = np.concatenate([np.concatenate(list(row[..., 0]), axis=1) for row in rows.values()])
-    pictures.imshow(picture, "gray_r", vmin=0, vmax=1)
-    pictures.set(title="held-out digits", xticks=[], yticks=np.arange(0.5, 3) * len(picture) / 3, yticklabels=rows)
-    figure.savefig(args.plot, dpi=120)
-
-
-if __name__ == "__main__":
-    main()
+parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+parser.add_argument("images", nargs="?", help="an MNIST idx3 file, gzipped or not")
+parser.add_argument("--steps", type=int, default=300)
+parser.add_argument("--plot", default="side_by_side.png")
+args = parser.parse_args()
+images = tf.constant(digits(args.images)[..., None], tf.float32)
+held_out, batches = images[-300:], tf.data.Dataset.from_tensor_slices(images[:-300]).shuffle(10_000, seed=0)
+figure, (curves, pictures) = plt.subplots(1, 2, figsize=(11, 3.2), width_ratios=(2, 3), layout="constrained")
+rows = {"original": held_out[:10]}
+for name, way in WAYS.items():
+    tf.keras.utils.set_random_seed(0)
+    model, optimizer = VQVAE(way), tf.keras.optimizers.Adam(3e-3)
+    errors = [float(model.step(x, optimizer)) for x in batches.repeat().batch(32).take(args.steps)]
+    curves.plot(errors, label=name)
+    error = float(tf.reduce_mean((model(held_out) - held_out) ** 2))
+    print(f"{name:<18}  held-out error {error:.5f}")
+    rows[f"{name}\nerror {error:.4f}"] = model(held_out[:10])
+curves.set(xlabel="step", ylabel="squared error of a batch", yscale="log")
+curves.legend(loc="center right", frameon=False)
+picture = np.concatenate([np.concatenate(list(row[..., 0]), axis=1) for row in rows.values()])
+pictures.imshow(picture, "gray_r", vmin=0, vmax=1)
+pictures.set(title="held-out digits", xticks=[], yticks=np.arange(0.5, 3) * len(picture) / 3, yticklabels=rows)
+figure.savefig(args.plot, dpi=120)

@@ -75,3 +75,19 @@ def test_a_scatter_update_is_the_layers_ema(run) -> None:
     last = run("tensorflow_by_hand.py", "--steps", "5").splitlines()[-1]
     assert last.startswith("EMA, against vqkit.keras")
     assert float(last.split()[-1]) < 1e-6
+
+
+def test_the_keras_example_reconstructs_digits(run, tmp_path: Path) -> None:
+    write_idx(tmp_path / "digits.gz")
+    printed = run("keras_mnist.py", "digits.gz", "--steps", "40", "--out", "blobs")
+    matched = re.search(r"held-out digits: (\S+)\nof the mean image: (\S+); perplexity: (\S+) of 128", printed)
+    assert matched, printed
+    assert float(matched[1]) < float(matched[2]) / 2 and 1 < float(matched[3]) <= 128
+    assert (tmp_path / "blobs.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "blobs.keras").stat().st_size > 10_000
+
+
+def test_the_keras_example_says_what_a_foreign_file_is(run, tmp_path: Path) -> None:
+    (tmp_path / "labels").write_bytes(struct.pack(">II", 0x801, 3) + b"\1\2\3")
+    with pytest.raises(SystemExit, match="labels holds no images in the idx format"):
+        run("keras_mnist.py", "labels")
