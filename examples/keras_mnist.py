@@ -33,7 +33,7 @@ def images_of(path: str | None) -> np.ndarray:
 
 
 def save_picture(path: str, originals: np.ndarray, reconstructions: np.ndarray) -> None:
-    _, rows = plt.subplots(2, len(originals), figsize=(len(originals), 2.4))
+    _, rows = plt.subplots(2, len(originals), figsize=(len(originals), 2.2), layout="constrained")
     for axes, image in zip(rows.flat, np.concatenate([originals, reconstructions]), strict=True):
         axes.imshow(image[..., 0], cmap="gray", vmin=0, vmax=1)
         axes.axis("off")

@@ -60,7 +60,7 @@ parser.add_argument("--plot", default="side_by_side.png")
 args = parser.parse_args()
 images = tf.constant(digits(args.images)[..., None], tf.float32)
 held_out, batches = images[-300:], tf.data.Dataset.from_tensor_slices(images[:-300]).shuffle(10_000, seed=0)
-figure, (curves, pictures) = plt.subplots(1, 2, figsize=(11, 3.2), width_ratios=(2, 3), layout="constrained")
+figure, (curves, pictures) = plt.subplots(1, 2, figsize=(11, 2.8), width_ratios=(2, 3), layout="constrained")
 rows = {"original": held_out[:10]}
 for name, way in WAYS.items():
     tf.keras.utils.set_random_seed(0)
@@ -71,8 +71,9 @@ for name, way in WAYS.items():
     print(f"{name:<18}  held-out error {error:.5f}")
     rows[f"{name}\nerror {error:.4f}"] = model(held_out[:10])
 curves.set(xlabel="step", ylabel="squared error of a batch", yscale="log")
-curves.legend(loc="center right", frameon=False)
-picture = np.concatenate([np.concatenate(list(row[..., 0]), axis=1) for row in rows.values()])
+curves.legend(loc="lower left", frameon=False)
+strips = [np.concatenate(list(np.pad(row[..., 0], ((0, 0), (3, 3), (0, 0)))), axis=1) for row in rows.values()]
+picture = np.concatenate(strips)
 pictures.imshow(picture, "gray_r", vmin=0, vmax=1)
 pictures.set(title="held-out digits", xticks=[], yticks=np.arange(0.5, 3) * len(picture) / 3, yticklabels=rows)
 figure.savefig(args.plot, dpi=120)
