@@ -102,6 +102,12 @@ def test_refused(what: str) -> None:
         call()
 
 
+@pytest.mark.parametrize("integer", ["uint8", "int8", "uint16", "uint32"])
+def test_indices_of_any_integer_dtype(integer: str) -> None:
+    """Also where neither -1 nor the number of codes is one of its numbers."""
+    assert vqkit.jax.look_up(jnp.arange(300.0)[:, None], np.array([7, 100], integer))[:, 0].tolist() == [7, 100]
+
+
 def test_a_wrong_index_under_a_trace_shows() -> None:
     found = jax.jit(vqkit.jax.look_up)(jnp.ones((3, 1)), jnp.array([-2, -1, 0, 2, 3]))
     np.testing.assert_array_equal(found[:, 0], [np.nan, 0, 1, 1, np.nan])

@@ -73,6 +73,7 @@ def look_up(codebook: Codebook | Float[Array, "codes dim"], indices: Int[Array, 
     codes, indices = codes_of(codebook), jnp.asarray(indices)
     if not jnp.issubdtype(indices.dtype, jnp.integer):
         raise ValueError(f"indices has dtype {indices.dtype}; codes are named by integers: pass indices.astype(int).")
+    indices = indices.astype(int)  # -1 and K are no uint8
     outside = (indices < -1) | (indices >= len(codes))
     if known(outside.any()):
         raise ValueError(
@@ -94,11 +95,9 @@ class _Random:
         self.key = key
 
     def standard_normal(self, shape: tuple[int, ...]) -> Array:
-        return jax.random.normal(self._next(), shape, jnp.float32)
+        self.key, key = jax.random.split(self.key)
+        return jax.random.normal(key, shape, jnp.float32)
 
     def random(self, shape: tuple[int, ...]) -> Array:
-        return jax.random.uniform(self._next(), shape, jnp.float32)
-
-    def _next(self) -> Array:
         self.key, key = jax.random.split(self.key)
-        return key
+        return jax.random.uniform(key, shape, jnp.float32)

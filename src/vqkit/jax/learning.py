@@ -7,7 +7,7 @@ from collections.abc import Hashable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
+from jax import Array, lax
 
 from vqkit.codebooks import EMA, Frozen, NoRevival, Revival, Update
 from vqkit.jax.codebook import Codebook
@@ -53,10 +53,9 @@ def update(
     vectors = _checked(codebook, statistics, rule, revival)
     if axis_name is not None:
         statistics = _over_devices(statistics, axis_name)
-    counts_K, wide = statistics.counts, codebook.codes.dtype
-    codes_KD, n_K = rule.step(
-        codebook.codes, codebook.n, counts_K.astype(codebook.n.dtype), statistics.sums.astype(wide), jnp
-    )
+    wide = codebook.codes.dtype
+    counts_K, sums_KD = statistics.counts.astype(wide), statistics.sums.astype(wide)
+    codes_KD, n_K = rule.step(codebook.codes, codebook.n, counts_K, sums_KD, jnp)
     tokens = counts_K.sum().astype(jnp.int32)
     grown_K = jnp.minimum(codebook.idle, np.iinfo(np.int32).max - tokens) + tokens  # stays at the greatest int32
     idle_K = jnp.where(counts_K > 0, 0, grown_K)
@@ -67,8 +66,7 @@ def update(
         codes_KD = codes_KD.at[rows_V].set(statistics.sample[:vectors].astype(wide), mode="drop")
         n_K = n_K.at[rows_V].set(0, mode="drop")
         idle_K = idle_K.at[rows_V].set(0, mode="drop")
-    usage_K = _USAGE_DECAY * codebook.usage + counts_K.astype(codebook.usage.dtype)
-    new = Codebook(codes_KD, n_K, usage_K, idle_K, codebook.steps + 1)
+    new = Codebook(codes_KD, n_K, _USAGE_DECAY * codebook.usage + counts_K, idle_K, codebook.steps + 1)
     return jax.tree.map(lambda new, old: jnp.where(tokens > 0, new, old), new, codebook)
 
 
@@ -77,25 +75,22 @@ def merge(first: Statistics, second: Statistics) -> Statistics:
     size = len(first.hashes)
     if len(second.hashes) != size:
         raise ValueError(f"first samples {size} vectors, second {len(second.hashes)}: quantize both with one sample=.")
-    rows = jnp.concatenate([first.sample, second.sample])
-    sample, hashes = least_rows(rows, jnp.concatenate([first.hashes, second.hashes]), size)
-    counts, sums, faulty = first.counts + second.counts, first.sums + second.sums, first.faulty + second.faulty
-    return Statistics(counts, sums, faulty, sample, hashes)
+    totals = [one + other for one, other in zip(first[:3], second[:3], strict=True)]
+    rows, hashes = map(jnp.concatenate, zip(first[3:], second[3:], strict=True))
+    return Statistics._make([*totals, *least_rows(rows, hashes, size)])
 
 
 def _over_devices(statistics: Statistics, axis_name: Hashable) -> Statistics:
     """As ``merge`` over all devices. Samples are gathered as a sum of otherwise empty places: JAX then knows that the
     result is the same on all of them."""
-    size, dim = statistics.sample.shape
-    sample, hashes = statistics.sample, statistics.hashes
-    if size:
-        place, devices = lax.axis_index(axis_name), lax.psum(1, axis_name)
-        rows = jnp.zeros((devices, size, dim), sample.dtype).at[place].set(sample)
-        keys = jnp.zeros((devices, size), hashes.dtype).at[place].set(hashes)
-        rows, keys = lax.psum((rows, keys), axis_name)
-        sample, hashes = least_rows(rows.reshape(-1, dim), keys.reshape(-1), size)
-    counts, sums, faulty = lax.psum((statistics.counts, statistics.sums, statistics.faulty), axis_name)
-    return Statistics(counts, sums, faulty, sample, hashes)
+    place, devices = lax.axis_index(axis_name), lax.psum(1, axis_name)
+
+    def placed(x: Array) -> Array:
+        return jnp.zeros((devices, *x.shape), x.dtype).at[place].set(x)
+
+    *totals, sample, hashes = statistics
+    *totals, rows, keys = lax.psum((*totals, placed(sample), placed(hashes)), axis_name)
+    return Statistics._make([*totals, *least_rows(jnp.concatenate(rows), keys.reshape(-1), len(hashes))])
 
 
 def _checked(codebook: Codebook, statistics: Statistics, rule: Update, revival: Revival) -> int:

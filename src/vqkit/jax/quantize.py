@@ -95,44 +95,36 @@ def quantize(
     >>> indices.tolist(), round(float(losses.codebook), 6), statistics.counts.tolist()
     ([1, 0], 0.1375, [1.0, 1.0])
     """
-    z, codes_KD, steps = jnp.asarray(z), codes_of(codebook), jnp.int32(0)
-    mask = None if mask is None else jnp.asarray(mask)
+    z, codes_KD = jnp.asarray(z), codes_of(codebook)
+    mask = jnp.ones(z.shape[:-1], bool) if mask is None else jnp.asarray(mask)
     check_call(z, codes_KD, mask, estimator, commitment, sample)
-    refuse_faults(lax.stop_gradient(z), mask, lax.stop_gradient(codes_KD))
-    learns = True
+    refuse_faults(z, codes_KD, mask)
+    learns, steps = True, jnp.int32(0)
     if isinstance(codebook, Codebook):
-        codes_KD, steps, learns = lax.stop_gradient(codes_KD), codebook.steps, False
-    z_ND = z.reshape(-1, z.shape[-1])
-    counts_N = jnp.ones(len(z_ND), bool)
-    if mask is not None:
-        counts_N = mask.reshape(-1)
-        z_ND = jnp.where(counts_N[:, None], z_ND, 0)  # a padded position may hold anything, NaN too
+        learns, steps, codes_KD = False, codebook.steps, lax.stop_gradient(codes_KD)
+    wide = jnp.promote_types(jnp.promote_types(z.dtype, codes_KD.dtype), jnp.float32)
+    mask_N = mask.reshape(-1)
+    z_ND = jnp.where(mask_N[:, None], z.reshape(-1, z.shape[-1]), 0)  # a padded position may hold anything, NaN too
 
-    indices_N = search(lax.stop_gradient(z_ND), lax.stop_gradient(codes_KD))
-    finite_N = jnp.isfinite(lax.stop_gradient(z_ND)).all(1)
-    e_ND = codes_KD.at[indices_N].get(mode="clip")
-    e_ND = jnp.where(finite_N[:, None], e_ND, jnp.nan)
-    if mask is not None:
-        e_ND = jnp.where(counts_N[:, None], e_ND, 0)
+    indices_N = search(*lax.stop_gradient((z_ND, codes_KD)))
+    counts_N = mask_N & jnp.isfinite(lax.stop_gradient(z_ND)).all(1)
+    # Widened before rows are taken, because the gradient of taking adds up: in bfloat16 sums of 256 equal terms stall.
+    e_ND = codes_KD.astype(wide).at[indices_N].get(mode="clip")
+    e_ND = jnp.where(counts_N[:, None], e_ND, jnp.where(mask_N, jnp.nan, 0)[:, None])
     z_q = estimate(estimator, z_ND, lax.stop_gradient(e_ND).astype(z.dtype))
 
-    wide = jnp.promote_types(jnp.promote_types(z.dtype, codes_KD.dtype), jnp.float32)
-    x_ND, e_ND = z_ND.astype(wide), e_ND.astype(wide)
-    size = jnp.maximum(counts_N.sum(dtype=wide) * z.shape[-1], 1)
+    x_ND = z_ND.astype(wide)
+    size = jnp.maximum(mask_N.sum(dtype=wide) * z.shape[-1], 1)
     codebook_loss = jnp.sum((lax.stop_gradient(x_ND) - e_ND) ** 2) / size
     commitment_loss = commitment * (jnp.sum((x_ND - lax.stop_gradient(e_ND)) ** 2) / size)
     total = codebook_loss + commitment_loss if learns else commitment_loss
 
-    x_ND, e_ND, codes_KD = lax.stop_gradient((x_ND, e_ND, codes_KD))
-    faulty = jnp.sum(counts_N & ~finite_N, dtype=jnp.int32)
-    counts_N &= finite_N
-    residual_ND = jnp.where(counts_N[:, None], x_ND - e_ND, 0)
+    x_ND, e_ND = lax.stop_gradient((x_ND, e_ND))
     statistics = Statistics(
         jnp.zeros(len(codes_KD), wide).at[indices_N].add(counts_N.astype(wide), mode="drop"),
-        jnp.zeros(codes_KD.shape, wide).at[indices_N].add(residual_ND, mode="drop"),
-        faulty,
+        jnp.zeros(codes_KD.shape, wide).at[indices_N].add(jnp.where(counts_N[:, None], x_ND - e_ND, 0), mode="drop"),
+        jnp.sum(mask_N & ~counts_N, dtype=jnp.int32),
         *sample_rows(x_ND, counts_N, steps, sample),
     )
-    indices = indices_N if mask is None else jnp.where(mask.reshape(-1), indices_N, -1)
-    losses = Losses(codebook_loss, commitment_loss, total)
-    return Quantized(z_q.reshape(z.shape), indices.reshape(z.shape[:-1]), losses, statistics)
+    indices = jnp.where(mask_N, indices_N, -1).reshape(mask.shape)
+    return Quantized(z_q.reshape(z.shape), indices, Losses(codebook_loss, commitment_loss, total), statistics)

@@ -49,14 +49,12 @@ def sample_rows(
 
 def least_rows(rows_ND: Array, hashes_N: Array, size: int) -> tuple[Array, Array]:
     """The ``size`` rows of least hash, equal hashes taken once; what is missing is zeros with the highest hash."""
-    rows_ND = jnp.pad(rows_ND, ((0, size), (0, 0)))
+    rows_ND = jnp.pad(rows_ND, ((0, size), (0, 0)))  # the last of these is the last in order, too
     hashes_N = jnp.pad(hashes_N, (0, size), constant_values=_NO_ROW)
     hashes_N, order_N = lax.sort((hashes_N, jnp.arange(len(hashes_N), dtype=jnp.int32)), num_keys=1)
-    first_N = (hashes_N != _NO_ROW).at[1:].set((hashes_N[1:] != hashes_N[:-1]) & (hashes_N[1:] != _NO_ROW))
-    places_N = jnp.where(first_N, jnp.cumsum(first_N, dtype=jnp.int32) - 1, len(hashes_N))
-    chosen_S = jnp.full(size, len(hashes_N) - 1, jnp.int32).at[places_N].set(order_N, mode="drop")
-    hashes_S = jnp.full(size, _NO_ROW).at[places_N].set(hashes_N, mode="drop")
-    return jnp.where((hashes_S != _NO_ROW)[:, None], rows_ND[chosen_S], 0), hashes_S
+    first_N = drawn(hashes_N) & jnp.append(True, hashes_N[1:] != hashes_N[:-1])
+    (chosen_S,) = jnp.nonzero(first_N, size=size, fill_value=-1)
+    return rows_ND[order_N[chosen_S]], hashes_N[chosen_S]
 
 
 def drawn(hashes_S: Array) -> Bool[Array, " size"]:

@@ -57,7 +57,7 @@ def nearest_codes(z: Float[Array, "... dim"], codes: Float[Array, "codes dim"]) 
     """
     z, codes = lax.stop_gradient((jnp.asarray(z), jnp.asarray(codes)))
     check_vectors(z, codes)
-    refuse_faults(z, None, codes)
+    refuse_faults(z, codes)
     return search(z.reshape(-1, z.shape[-1]), codes).reshape(z.shape[:-1])
 
 
@@ -68,11 +68,15 @@ def _search(z_ND: Array, codes_KD: Array) -> Array:
     with jax.enable_x64(True):
         wide = jnp.promote_types(jnp.promote_types(z_ND.dtype, codes_KD.dtype), jnp.float32)
         z_ND, codes_KD = z_ND.astype(wide), codes_KD.astype(wide)
-        indices_N, doubtful_N = _in_chunks(_scorer(codes_KD), z_ND, len(codes_KD))
-        codes_KD = _as_float64(codes_KD)
-        if wide != jnp.float64:
-            indices_N, doubtful_N = _again(_scorer(codes_KD), z_ND, indices_N, doubtful_N, len(codes_KD))
-        return _again(partial(_decide, codes_KD), z_ND, indices_N, doubtful_N, len(codes_KD))[0]
+        tables = [codes_KD] if wide == jnp.float64 else [codes_KD, _as_float64(codes_KD)]
+        doubtful_N = jnp.isfinite(z_ND).all(1)  # all that have a nearest code
+        indices_N = jnp.zeros_like(doubtful_N, jnp.int32)
+        scores = _CHUNK_CPU if jax.default_backend() == "cpu" else _CHUNK_ACCELERATOR
+        passes: list[Decide] = [*map(_scorer, tables), partial(_decide, tables[-1])]
+        for decide in passes:
+            indices_N, doubtful_N = _settle(decide, z_ND, indices_N, doubtful_N, max(1, scores // len(codes_KD)))
+            scores = _BLOCK
+        return indices_N
 
 
 @_search.def_vmap
@@ -88,27 +92,14 @@ def _search_batches(size: int, batched: list[bool], z: Array, codes: Array) -> t
 search = jax.jit(_search)  # `nearest_codes` of (N, D) and (K, D) that were checked already
 
 
-def _in_chunks(decide: Decide, z_ND: Array, codes: int) -> tuple[Array, Array]:
-    scores = _CHUNK_CPU if jax.default_backend() == "cpu" else _CHUNK_ACCELERATOR
-    rows = len(z_ND)
-    chunks = -(-rows // max(1, scores // codes))
-    each = -(-rows // chunks)
-    if chunks == 1:
-        return decide(z_ND)
-    padded = jnp.pad(z_ND, ((0, chunks * each - rows), (0, 0))).reshape(chunks, each, -1)
-    indices, doubtful = lax.map(decide, padded)
-    return indices.reshape(-1)[:rows], doubtful.reshape(-1)[:rows]
-
-
-def _again(
-    decide: Decide, z_ND: Array, indices_N: Array, doubtful_N: Array, codes: int
+def _settle(
+    decide: Decide, z_ND: Array, indices_N: Array, doubtful_N: Array, each: int
 ) -> tuple[Int[Array, " n"], Bool[Array, " n"]]:
-    """The doubtful rows once more, a block at a time, so that time and memory are those of the rows that there are."""
+    """Decides the doubtful rows, ``each`` at a time, so that time and memory are those of the rows that there are."""
     rows = len(z_ND)
-    each = min(rows, max(1, _BLOCK // codes))
-    rank_N = jnp.cumsum(doubtful_N, dtype=jnp.int32)
-    places_N = jnp.where(doubtful_N, rank_N - 1, rows + each)
-    which = jnp.full(rows + each, rows, jnp.int32).at[places_N].set(jnp.arange(rows, dtype=jnp.int32), mode="drop")
+    each = -(-rows // -(-rows // each))  # pieces of one size
+    (which,) = jnp.nonzero(doubtful_N, size=rows + each, fill_value=rows)
+    which = which.astype(jnp.int32)
 
     def block(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         start, indices_N, doubtful_N = state
@@ -117,8 +108,8 @@ def _again(
         indices_N = indices_N.at[these].set(found, mode="drop")
         return start + np.int32(each), indices_N, doubtful_N.at[these].set(doubtful, mode="drop")
 
-    state = (jnp.int32(0), indices_N, doubtful_N)
-    return lax.while_loop(lambda state: state[0] < rank_N[-1], block, state)[1:]
+    end = doubtful_N.sum(dtype=jnp.int32)
+    return lax.while_loop(lambda state: state[0] < end, block, (jnp.int32(0), indices_N, doubtful_N))[1:]
 
 
 def _scorer(codes_KD: Array) -> Decide:
@@ -145,12 +136,12 @@ def _scorer(codes_KD: Array) -> Decide:
         reach_R = jnp.sqrt(jnp.sum(x_RD * x_RD, 1)) + longest
         bound_R = (reach_R * (2 * dims * _EPS_64) + longest * (2 * dims * eps)) * reach_R
         limit_R = scores_RK.max(1) - bound_R - 4 * dims * tiny
-        # Codes that may be the nearest, none in a row that is not finite. XLA's argmax takes five times as long as all
-        # of this, because it does not vectorize.
+        # Codes that may be the nearest; none, and doubt, where something overflowed. XLA's argmax takes five times as
+        # long as all of this, because it does not vectorize.
         near_RK = scores_RK > limit_R[:, None]
         lowest_R = jnp.where(near_RK, index_K, codes).min(1)
         highest_R = jnp.where(near_RK, index_K, -1).max(1)
-        return jnp.where(lowest_R == highest_R, lowest_R, 0), lowest_R != highest_R
+        return lowest_R, lowest_R != highest_R
 
     return decide
 
@@ -177,13 +168,11 @@ def _decide(codes_KD: Array, z_RD: Array) -> tuple[Array, Array]:
 
 def _repeated(codes_KD: Array) -> Bool[Array, " codes"]:
     """True for a code that equals one of lower index: it is never chosen."""
-    index_K = jnp.arange(len(codes_KD), dtype=jnp.int32)
     bits_KD = bits_of(codes_KD)
-    hashes_K, order_K = lax.sort((hash_of(bits_KD, jnp.uint32(0)), index_K), num_keys=2)
-    first_K = jnp.ones(len(index_K), bool).at[1:].set(hashes_K[1:] != hashes_K[:-1])
-    leader_K = order_K[lax.cummax(jnp.where(first_K, index_K, 0))]
-    same_K = (bits_KD[order_K] == bits_KD[leader_K]).all(1) & ~first_K
-    return jnp.zeros(len(index_K), bool).at[order_K].set(same_K)
+    hashes_K = hash_of(bits_KD, jnp.uint32(0))
+    order_K = jnp.argsort(hashes_K)
+    leader_K = order_K[jnp.searchsorted(hashes_K[order_K], hashes_K)]
+    return (leader_K < jnp.arange(len(codes_KD))) & (bits_KD == bits_KD[leader_K]).all(1)
 
 
 def _as_float64(x: Array) -> Array:

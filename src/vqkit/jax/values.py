@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 
 from vqkit.functional.estimators import Estimator
 
@@ -25,12 +25,10 @@ def check_vectors(z: Array, codes: Array) -> None:
             )
 
 
-def check_call(
-    z: Array, codes: Array, mask: Array | None, estimator: Estimator, commitment: float, sample: int
-) -> None:
+def check_call(z: Array, codes: Array, mask: Array, estimator: Estimator, commitment: float, sample: int) -> None:
     """Raises ValueError for arguments of `quantize` that do not fit."""
     check_vectors(z, codes)
-    if mask is not None and (mask.shape != z.shape[:-1] or mask.dtype != bool):
+    if mask.shape != z.shape[:-1] or mask.dtype != bool:
         raise ValueError(
             f"mask has shape {mask.shape} and dtype {mask.dtype}; for z of shape {z.shape} it must be {z.shape[:-1]} "
             "and bool, True where a vector counts."
@@ -43,10 +41,10 @@ def check_call(
         raise ValueError(f"sample is {sample}; it must be 0 or more, as revival.vectors(codebook_size).")
 
 
-def refuse_faults(z: Array, mask: Array | None, codes: Array) -> None:
+def refuse_faults(z: Array, codes: Array, mask: Array | bool = True) -> None:
     """Raises ValueError for NaN or infinity where values can be looked at, which under a trace they cannot."""
-    faulty = ~jnp.isfinite(z).all(-1)
-    faulty = (faulty if mask is None else faulty & mask).reshape(-1)
+    z, codes = lax.stop_gradient((z, codes))
+    faulty = (~jnp.isfinite(z).all(-1) & mask).reshape(-1)
     if known(faulty.any()):
         raise ValueError(
             f"z holds NaN or infinity in {int(faulty.sum())} of {faulty.size} vectors (the first is vector "
@@ -56,8 +54,7 @@ def refuse_faults(z: Array, mask: Array | None, codes: Array) -> None:
     faulty = ~jnp.isfinite(codes).all(1)
     if known(faulty.any()):
         raise ValueError(
-            f"codes holds NaN or infinity in row {int(faulty.argmax())}; every code must be finite: reload or restart "
-            "it."
+            f"codes holds NaN or infinity in row {int(faulty.argmax())}; every code must be finite: reload it."
         )
 
 
