@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
 from tests.frameworks import OWNED, PROCESSES
 
 ROOT = Path(__file__).parent
@@ -37,7 +36,10 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
         helper = collection_path.suffix == ".py" and not collection_path.name.startswith("test_")
         return framework is None or helper or (word in OWNED and word not in owns) or None
     room = collection_path.relative_to(ROOT).parts[2:3] if ROOT / "src" in collection_path.parents else ()
-    return room in (("jax",), ("keras",)) and room[0] not in owns or None
+    if room in (("jax",), ("keras",)):
+        backend = collection_path.stem.removeprefix("on_") if collection_path.stem.startswith("on_") else room[0]
+        return not {room[0], backend} <= set(owns) or None
+    return None
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

@@ -55,10 +55,10 @@ assert "torch" not in sys.modules
 """
 
 
-def in_keras(script: str, *arguments: object) -> str:
+def in_keras(script: str, *arguments: object, **environment: str) -> str:
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", script, *map(str, arguments)],
-        capture_output=True, text=True, timeout=300, env={**ENVIRONMENT, **KERAS},
+        capture_output=True, text=True, timeout=300, env={**ENVIRONMENT, **KERAS, **environment},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -170,6 +170,36 @@ def test_equal_images_get_equal_codes_and_reconstructions(
 
 
 # --- what cannot be converted ---------------------------------------------------------------------------------------
+
+# A seed below zero, ages beyond 32 bits, and a directory that stands where an earlier version wrote first.
+ODD = """
+import sys
+from pathlib import Path
+from vqkit.keras.convert import convert
+
+run = Path(sys.argv[1])
+run.with_name("again.partial").mkdir()
+run.with_name("again.partial").joinpath("mine").touch()
+convert(convert(run, "keras", run.with_suffix(".keras")), "torch", run.with_name("again"))
+"""
+
+
+@pytest.mark.parametrize("backend", ["tensorflow", "jax"])
+def test_odd_states_come_back(backend: str, tmp_path: Path) -> None:
+    """Where the backend counts in 32 bits, ages stop there and keep their order."""
+    pytest.importorskip(backend)
+    config = ModelConfig(channels=1, architecture=Patchwise(hidden=2), dim=2, codebook_size=3, start=vqkit.Uniform())
+    model = config.build(seed=-3)
+    model.quantizer.quantizer.idle[:] = torch.tensor([3_000_000_000, 0, 5])
+    model.save_pretrained(tmp_path / "run")
+    in_keras(ODD, tmp_path / "run", KERAS_BACKEND=backend)
+    before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("run", "again"))
+    most = 2**63 - 1 if backend == "tensorflow" else 2**31 - 1
+    assert after["quantizer.quantizer.idle"].tolist() == [min(3_000_000_000, most), 0, 5]
+    assert before["quantizer.quantizer.seed"] == after["quantizer.quantizer.seed"] == -3
+    assert sorted(path.name for path in (tmp_path / "again").iterdir()) == ["config.json", "model.safetensors"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["again", "again.partial", "run", "run.keras"]
+
 
 REFUSALS = """
 import json, sys

@@ -2,9 +2,9 @@
 
     python -m pytest tests/frameworks --framework jax
 
-runs in one process what belongs to one framework: the contract (``test_contract.py``, ``test_training.py``) on its
-adapter, its own tests (``test_jax_*.py``) and the doctests of its sources. The ordinary ``python -m pytest`` runs these
-processes from ``tests/test_frameworks.py`` and imports no framework but PyTorch itself.
+runs in one process what belongs to one framework: the contract (``test_contract.py``, ``test_learning.py`` and
+``test_training.py``) on its adapter, its own tests (``test_jax_*.py``), and with ``src/vqkit/jax`` the doctests of its
+sources. ``python -m pytest`` runs them all from ``tests/test_frameworks.py``, and imports no framework but PyTorch.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 class Process:
     """``owns`` are first words of file names (after ``test_``) that are run here; a file of no owner runs everywhere.
 
-    ``needs`` must be installed, ``foreign`` must not be imported by anything that runs here. ``warnings`` filters those of
-    third parties.
+    ``needs`` must be installed, ``foreign`` must not be imported by anything run here. ``warnings`` are filters of
+    what third parties warn of.
     """
 
     adapter: str

@@ -1,6 +1,6 @@
 """What the contract asks of a framework: NumPy arrays in, NumPy arrays out.
 
-An adapter is a module with the names of ``Adapter``; one is all that a new framework needs, and a line in ``PROCESSES``.
+An adapter is a module with the names of ``Adapter``; a new framework needs one, and a line in ``PROCESSES``.
 """
 
 from __future__ import annotations

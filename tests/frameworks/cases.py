@@ -100,7 +100,7 @@ SITUATIONS_64: dict[str, Callable[[int, int, int, int], tuple[np.ndarray, np.nda
 
 
 def close(found: np.ndarray | float, expected: np.ndarray | float, dtype: str, what: str, terms: int = 8) -> None:
-    """To 1e-10 in float64; in float32 to the rounding of ``terms`` operations, 2^-23 each; against the largest entry."""
+    """To 1e-10 in float64, in float32 to the rounding of ``terms`` operations, 2^-23 each; of the largest entry."""
     found, expected = np.asarray(found, np.float64), np.asarray(expected, np.float64)
     assert found.shape == expected.shape, f"{what}: shape {found.shape}, not {expected.shape}"
     bound = 1e-10 if dtype == "float64" else terms * 2.0**-23

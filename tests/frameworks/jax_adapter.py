@@ -16,7 +16,7 @@ from jax import Array
 import vqkit
 import vqkit.jax
 from tests.frameworks.adapter import Forward, Gradients, Trained
-from tests.frameworks.trainer import EPS
+from tests.frameworks.trainer import BETA_1, BETA_2, EPS
 
 # Compiling takes nearly all of the time. With float64 only the training steps and the search are compiled.
 forms = ("eager",) if jax.config.jax_enable_x64 else ("eager", "jit")
@@ -146,7 +146,7 @@ def train(
     by_gradient = isinstance(update, vqkit.Gradient)
     if by_gradient:
         params["codes"] = codebook.codes
-    optimize = {"sgd": optax.sgd(rate), "adam": optax.adam(rate, eps=EPS)}[optimizer]
+    optimize = {"sgd": optax.sgd(rate), "adam": optax.adam(rate, BETA_1, BETA_2, EPS)}[optimizer]
 
     def objective(params: dict[str, Array], codebook: Any, x: Array, target: Array) -> tuple[Array, Any]:
         z = x @ params["encoder"] + params["encoder_bias"]

@@ -14,7 +14,7 @@ import numpy as np
 import vqkit
 import vqkit.keras
 from tests.frameworks.adapter import Forward, Gradients, Trained
-from tests.frameworks.trainer import EPS
+from tests.frameworks.trainer import BETA_1, BETA_2, EPS
 
 BACKEND = keras.backend.backend()
 engine = import_module(f"tests.frameworks.keras_on_{BACKEND}")
@@ -57,7 +57,7 @@ class KerasQuantizer:
         with engine.width(self.dtype):
             tensors = (keras.ops.convert_to_tensor(z), keras.ops.convert_to_tensor(g), engine.mask(mask))
             of_z, of_codes = self._call("gradients", form, True)(*tensors)
-            return Gradients(array(of_z), array(keras.ops.zeros_like(self.layer.codebook) if of_codes is None else of_codes))
+            return Gradients(array(of_z), 0 * array(self.layer.codebook) if of_codes is None else array(of_codes))
 
     def learn(self, z: np.ndarray, mask: np.ndarray | None = None, *, form: str = "eager") -> None:
         with engine.width(self.dtype):
@@ -93,8 +93,26 @@ def array(tensor: Any) -> np.ndarray:
     return keras.ops.convert_to_numpy(tensor)
 
 
+class Linear(keras.layers.Layer):
+    """``x @ w + b`` by the backend's own operators: Keras's (3.15) take float64 for float32 on JAX and PyTorch."""
+
+    def __init__(self, weight: np.ndarray, bias: np.ndarray, dtype: str) -> None:
+        super().__init__(dtype=dtype)
+        self.weight, self.bias = (
+            self.add_weight(shape=values.shape, initializer=lambda shape, dtype, values=values: array_of(values, dtype))
+            for values in (weight, bias)
+        )
+
+    def call(self, x: Any) -> Any:
+        return x @ self.weight.value + self.bias.value
+
+
+def array_of(values: np.ndarray, dtype: str) -> Any:
+    return keras.ops.convert_to_tensor(values, dtype)
+
+
 def _squared_error(target: Any, y: Any) -> Any:
-    """Not "mse": ``keras.ops.mean`` of float64 is rounded to float32 on JAX (Keras 3.15)."""
+    """The mean over all entries; not "mse", for the same reason."""
     return keras.ops.sum(keras.ops.square(y - target)) / keras.ops.cast(keras.ops.size(y), y.dtype)
 
 
@@ -139,15 +157,13 @@ def train(
 ) -> Trained:
     vq = make(codes, update=update, estimator=estimator, dtype=dtype).layer
     with engine.width(dtype), losses_in(dtype):
-        encoder, decoder = (keras.layers.Dense(weights[name].shape[1], dtype=dtype) for name in ("encoder", "decoder"))
+        encoder, decoder = (Linear(weights[name], weights[f"{name}_bias"], dtype) for name in ("encoder", "decoder"))
         model = keras.Sequential([keras.Input(batches[0][0].shape[1:], dtype=dtype), encoder, vq, decoder])
-        for name, layer in (("encoder", encoder), ("decoder", decoder)):
-            layer.set_weights([weights[name], weights[f"{name}_bias"]])
-        kind = {"sgd": keras.optimizers.SGD(rate), "adam": keras.optimizers.Adam(rate, epsilon=EPS)}[optimizer]
+        kind = {"sgd": keras.optimizers.SGD(rate), "adam": keras.optimizers.Adam(rate, BETA_1, BETA_2, EPS)}[optimizer]
         model.compile(optimizer=kind, loss=_squared_error)
         for x, target in batches:
             model.train_on_batch(x.astype(dtype), target.astype(dtype))
         found = {}
         for name, layer in (("encoder", encoder), ("decoder", decoder)):
-            found[name], found[f"{name}_bias"] = layer.get_weights()
+            found[name], found[f"{name}_bias"] = array(layer.weight), array(layer.bias)
         return Trained(array(vq.codebook), found)

@@ -171,6 +171,21 @@ def test_policies(policy: str) -> None:
     assert (numpy(ops.cast(layer.decode(indices), "float32")) == expected).all()
 
 
+@pytest.mark.skipif(BACKEND == "jax", reason="JAX has no float64 here (JAX_ENABLE_X64)")
+@pytest.mark.parametrize("update", [vqkit.EMA(0.9), vqkit.Gradient()])
+def test_float64_vectors_in_a_float32_layer_keep_their_digits(update) -> None:
+    """``quantized`` and ``encode`` take them as they are, where ``call`` makes them float32 first."""
+    codes = normal(2, D, seed=3)
+    z = codes.astype(np.float64).mean(0) + 1e-10 * normal(N, D)  # in float32 all of them are one
+    layer = VectorQuantizer(2, start=vqkit.Given(codes), update=update, revival=vqkit.Reseed(0.1))
+    indices = reference.nearest(z, codes)
+    assert (numpy(layer.encode(z)) == indices).all() and len(set(indices)) == 2
+    _, found, losses = layer.quantized(z, training=True)
+    assert (numpy(found) == indices).all()
+    assert numpy(losses.codebook) == pytest.approx(reference.losses(z, codes, indices, 1.0)[0], rel=1e-12)
+    assert weights(layer)["codebook_usage"].tolist() == np.bincount(indices).tolist()
+
+
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
 def test_a_mixed_model_trains(policy: str) -> None:
     keras.config.set_dtype_policy(policy)
@@ -348,8 +363,10 @@ def test_shapes_and_dtypes_that_do_not_fit() -> None:
     layer = VectorQuantizer(K, 4)
     with pytest.raises(ValueError, match=r"dim=4 long.*or set dim=3"):
         layer(normal(N, D))
-    with pytest.raises(ValueError, match="dim=4 long"):
+    with pytest.raises(ValueError, match=r"dim=4 long"):
         layer(keras.Input((D,)))
+    with pytest.raises(ValueError, match="must be of a known length"):
+        VectorQuantizer(K)(keras.Input((None,)))
     with pytest.raises(ValueError, match="must be floating"):
         layer.encode(np.ones((B, 4), np.int32))
     with pytest.raises(ValueError, match=r"array has shape \(3, 4\); with codebook_size=16 and dim=4"):
@@ -361,12 +378,15 @@ def test_shapes_and_dtypes_that_do_not_fit() -> None:
 def test_an_index_out_of_range_and_nan_are_refused() -> None:
     layer = VectorQuantizer(K, D)
     assert (numpy(layer.decode(np.array([[0, -1]])))[0, 1] == 0).all()
-    for wrong in (K, -2):
+    for wrong in (K, -2, *([] if BACKEND == "jax" else [2**32])):  # JAX has no int64 here
         with pytest.raises(ValueError, match=r"outside -1\.\.15"):
-            layer.decode([0, wrong])
+            layer.decode(np.array([0, wrong]))
+    with pytest.raises(ValueError, match="indices has dtype float32; it must be an integer"):
+        layer.decode(np.zeros(2, np.float32))
+    assert (numpy(layer.decode(np.uint8([3]))) == numpy(layer.codebook)[3]).all()
     x = normal(N, D)
     x[7, 1] = np.inf
-    with pytest.raises(ValueError, match="NaN or infinity .the first is in vector 7"):
+    with pytest.raises(ValueError, match=r"NaN or infinity \(the first is in vector 7"):
         layer(x)
     layer(x, mask=np.arange(N) != 7)
 

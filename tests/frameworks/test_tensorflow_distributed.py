@@ -33,13 +33,7 @@ def dense(**slots):
     return model
 
 
-def alone(**slots):
-    model = keras.Sequential([keras.Input((4,)), VectorQuantizer(16, start=vqkit.Given(codes), **slots)])
-    model.compile("sgd", "mse", jit_compile=False)
-    return model
-
-
-def masked(**slots):  # one replica's half of the batch counts nowhere
+def masked(**slots):
     inputs = keras.Input((1, 4))
     model = keras.Model(inputs, VectorQuantizer(16, start=vqkit.Given(codes), **slots)(keras.layers.Masking()(inputs)))
     model.compile("sgd", "mse", jit_compile=False)
@@ -60,12 +54,12 @@ def compare(make, x, **slots):
     return {"weights": differ, "logs": logs, "moved": moved}
 
 
-halves = np.where(np.arange(32)[:, None] % 16 < 8, x, 0)[:, None]
+part = x[:, None].copy()
+part[16:24] = 0  # of the second batch one replica has nothing that counts
 print(json.dumps({
     "ema": compare(dense, x, update=vqkit.EMA(0.9)),
     "gradient": compare(dense, x),
-    "revival": compare(alone, x, update=vqkit.EMA(0.9), revival=vqkit.Reseed(after=1.0)),
-    "masked": compare(masked, halves, update=vqkit.EMA(0.9), revival=vqkit.Reseed(after=0.5)),
+    "revival": compare(masked, part, update=vqkit.EMA(0.9), revival=vqkit.Reseed(after=1.0)),
 }))
 """
 
@@ -79,16 +73,16 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize("case", ["ema", "gradient", "revival", "masked"])
+@pytest.mark.parametrize("case", ["ema", "gradient", "revival"])
 def test_replicas_agree_and_learn_what_one_device_learns(measured: dict, case: str) -> None:
     """The codebooks of both are the same to the bit, and those of one device that has the whole batch, to rounding."""
     for path, (alike, difference) in measured[case]["weights"].items():
         assert alike, path
         assert difference < 2e-5, path
-    assert measured[case]["moved"] > 1e-3
+    assert measured[case]["moved"] > (40 if case == "revival" else 1e-3)  # the dead codes lie at 50
 
 
-@pytest.mark.parametrize("case", ["ema", "gradient", "revival"])
+@pytest.mark.parametrize("case", ["ema", "gradient"])
 def test_figures_and_losses_are_of_the_whole_batch(measured: dict, case: str) -> None:
     """Also with two quantizers, where each replica's losses wait for the other in the middle of a forward pass."""
     assert {name for name, difference in measured[case]["logs"].items() if difference > 1e-4} == set()

@@ -13,7 +13,7 @@ import tensorflow as tf
 import vqkit
 from vqkit import reference
 from vqkit.keras import VectorQuantizer, straight_through_custom_gradient, straight_through_stop_gradient
-from vqkit.keras.search import search
+from vqkit.keras.search import _repeated, search
 
 N, D, K = 48, 3, 16
 MODES = {
@@ -46,8 +46,13 @@ def doubled() -> tuple[np.ndarray, np.ndarray]:
     return np.repeat(normal(5, 8), 70, 0), np.repeat(normal(5, 8, seed=1), 3, 0)
 
 
+def overflowing() -> tuple[np.ndarray, np.ndarray]:
+    """Half the square of the nearest code is no float32, but the score of another is."""
+    return np.float32([[1.25e19, 0]]), np.float32([[2.65e19, 0], [0, 1.5e19], [-2.65e19, -1.5e19]])
+
+
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("data", [permuted, far, doubled])
+@pytest.mark.parametrize("data", [permuted, far, doubled, overflowing])
 def test_the_search_is_the_definition(data: Callable, mode: str) -> None:
     """More rows in doubt than one block holds, too."""
     z, codes = data()
@@ -63,6 +68,19 @@ def test_the_permuted_codes_tell_rounding_apart() -> None:
     exact = [sum(round(x * 2**60) ** 2 for x in code) for code in codes]
     assert np.ptp([float(x - exact[0]) for x in exact]) == 0  # in exact arithmetic they all tie
     assert reference.nearest(z, codes)[0] != 0
+
+
+def test_repeated_codes_are_found_and_no_others() -> None:
+    """Else every row of a codebook of equal codes would go through the definition."""
+    codes = np.concatenate([normal(6, 3), np.full((2, 3), 1e-40, np.float32)])
+    codes[-1, 0] *= 2  # TensorFlow compares these as zeros
+    chosen = np.random.default_rng(2).integers(0, len(codes), 40)
+    repeated = np.array([k in chosen[:place] for place, k in enumerate(chosen)])
+    for dtype in (np.float32, np.float64):
+        table = tf.constant(codes[chosen], dtype)
+        found = _repeated(table, tf.reduce_sum(table, 1)).numpy()
+        assert not (found & ~repeated).any() and (found == repeated)[chosen < 6].all()
+        assert sum(_repeated(table, tf.zeros(40)).numpy()) == (chosen[1:] == chosen[0]).sum()  # one key for all
 
 
 def test_a_graph_of_any_batch_size() -> None:

@@ -58,7 +58,7 @@ def apart(found: Trained, expected: Trained) -> dict[str, float]:
      ("ema", "sgd", "rotation"), ("ema", "adam", "straight-through")],
 )  # fmt: skip
 def test_ten_steps(framework: Adapter, update: str, optimizer: str, estimator: str) -> None:
-    """To 1e-6 in float64. In float32, where there is no other, to 1e-4: ten steps of roundings of 6e-8 in sums of 48."""
+    """To 1e-6 in float64; in float32, where there is no other, to 1e-4: roundings of 6e-8, sums of 48, ten steps."""
     dtype = framework.dtypes[-1]
     codes, found, expected = both(framework, 10, update, estimator, optimizer, RATES[optimizer], dtype)
     assert np.sum(np.abs(expected.codes - codes).max(1) > 1e-2) > K / 2, "the codebook hardly learnt"
@@ -73,7 +73,9 @@ def test_gradients_through_encoder_and_decoder(framework: Adapter, update: str, 
     codes, found, expected = both(framework, 1, update, estimator, "sgd", 1.0, dtype)
     before = task()[1]
     for name, weight in before.items():
-        close(found.weights[name] - weight, expected.weights[name] - weight, dtype, f"the gradient of {name}", terms=200)
+        close(
+            found.weights[name] - weight, expected.weights[name] - weight, dtype, f"the gradient of {name}", terms=200
+        )
     if update == "frozen":
         assert (found.codes == codes.astype(dtype)).all()
     else:

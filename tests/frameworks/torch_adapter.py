@@ -12,7 +12,7 @@ from torch import Tensor
 
 import vqkit
 from tests.frameworks.adapter import Forward, Gradients, Trained
-from tests.frameworks.trainer import EPS
+from tests.frameworks.trainer import BETA_1, BETA_2, EPS
 
 forms = ("eager",)
 dtypes = ("float32", "float64")
@@ -108,7 +108,7 @@ def train(
         parts[name].weight.data, parts[name].bias.data = weight, torch.tensor(weights[f"{name}_bias"].astype(dtype))
     model = torch.nn.ModuleDict({**parts, "vq": vq})
     of = list(model.parameters())
-    stepped = torch.optim.SGD(of, lr=rate) if optimizer == "sgd" else torch.optim.Adam(of, lr=rate, eps=EPS)
+    stepped = torch.optim.SGD(of, lr=rate) if optimizer == "sgd" else torch.optim.Adam(of, rate, (BETA_1, BETA_2), EPS)
     vqkit.attach(stepped, model)
     for x, target in batches:
         z_q, _, losses = vq(parts["encoder"](torch.tensor(x.astype(dtype))))

@@ -11,7 +11,7 @@ from tests.frameworks.adapter import Trained
 from vqkit import reference
 
 Arrays = dict[str, np.ndarray]
-EPS = 1e-12
+EPS, BETA_1, BETA_2 = 1e-12, 0.875, 1 - 2.0**-10
 
 
 def gradients(
@@ -19,8 +19,8 @@ def gradients(
 ) -> tuple[Arrays, np.ndarray, np.ndarray]:
     """Of ``mean (y - target)^2 + codebook + commitment``, with z and the indices.
 
-    ``z = x E + b``, ``y = z_q D + c``: ``dL/dy = 2 (y - t)/size``, ``dL/dD = z_q^T dL/dy``, ``dL/dz_q = dL/dy D^T``, the
-    estimator takes that to z, where the commitment's joins it, and ``dL/dE = x^T dL/dz``.
+    ``z = x E + b``, ``y = z_q D + c``: ``dL/dy = 2 (y - t)/size``, ``dL/dD = z_q^T dL/dy``, ``dL/dz_q = dL/dy D^T``;
+    the estimator takes that to z, where the commitment's joins it, and ``dL/dE = x^T dL/dz``.
     """
     p = parameters
     z = x @ p["encoder"] + p["encoder_bias"]
@@ -48,10 +48,10 @@ class SGD:
 
 
 class Adam:
-    """``m' = b1 m + (1 - b1) g``, ``v' = b2 v + (1 - b2) g^2``, ``p' = p - r m^/(sqrt(v^) + eps)`` (Kingma and Ba 2015).
+    """``m' = b1 m + (1-b1) g``, ``v' = b2 v + (1-b2) g^2``, ``p' = p - r m^/(sqrt(v^) + eps)`` (Kingma and Ba 2015).
 
-    Keras adds eps before the correction of v, and others after it. At their usual 1e-8 this alone parts them by 8e-6 in
-    ten steps, so eps is 1e-12 here, in every framework.
+    Keras adds eps before the correction of v, others after it, and on TensorFlow rounds b1 and b2 to float32 in their
+    powers: 1 - 0.999 is then 1.3e-5 off. So eps is 1e-12 here, and b1 and b2 are what float32 holds exactly.
     """
 
     def __init__(self) -> None:
@@ -59,9 +59,9 @@ class Adam:
 
     def step(self, name: str, gradient: np.ndarray, rate: float) -> np.ndarray:
         t, m, v = self.memory.get(name, (0, 0.0, 0.0))
-        t, m, v = t + 1, 0.9 * m + 0.1 * gradient, 0.999 * v + 0.001 * gradient**2
+        t, m, v = t + 1, BETA_1 * m + (1 - BETA_1) * gradient, BETA_2 * v + (1 - BETA_2) * gradient**2
         self.memory[name] = t, m, v
-        return rate * (m / (1 - 0.9**t)) / (np.sqrt(v / (1 - 0.999**t)) + EPS)
+        return rate * (m / (1 - BETA_1**t)) / (np.sqrt(v / (1 - BETA_2**t)) + EPS)
 
 
 def train(

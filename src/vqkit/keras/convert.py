@@ -62,7 +62,7 @@ def _read_run(directory: Path) -> VQVAE:
         raise ValueError(f"{path} is damaged or no safetensors file ({error}); copy or train it again.") from None
     if not tensors.pop(_QUANTIZER + "started", 1):
         raise ValueError(f"{path} holds a codebook that has not started: train the run first.")
-    seed = int(tensors.pop(_QUANTIZER + "seed", 0))
+    seed = int(tensors.pop(_QUANTIZER + "seed", 0)) % 2**64  # NumPy takes no negative one
     try:
         described = {k: parse_object(k, v) if k in SLOTS else v for k, v in entries["model"].items()}
         model = VQVAE.of(**{**described, "start": Uniform(), "seed": seed})
@@ -75,6 +75,8 @@ def _read_run(directory: Path) -> VQVAE:
         if tensor.shape != tuple(variable.shape):
             wanted = f"{name} is of shape {tensor.shape}, in Keras's order, and not {tuple(variable.shape)}"
             raise ValueError(f"{path} does not fit the model in config.json ({wanted}).")
+        if tensor.dtype.kind == "i":  # ages, which some backends count in 32 bits, as far as they reach
+            tensor = np.minimum(tensor, np.iinfo(variable.dtype).max)
         variable.assign(tensor)
     if tensors:
         raise ValueError(f"{path} does not fit the model in config.json (it also holds {', '.join(tensors)}).")
@@ -100,15 +102,17 @@ def _read_keras(path: Path) -> VQVAE:
 
 def _write_run(model: VQVAE, out: Path) -> None:
     tensors = {name: ops.convert_to_numpy(ops.stop_gradient(variable)) for name, variable in _variables(model)}
-    tensors |= {_QUANTIZER + "seed": np.array(model.quantizer.seed or 0), _QUANTIZER + "started": np.array(1)}
+    seed = np.array(model.quantizer.seed or 0, np.uint64)
+    tensors |= {_QUANTIZER + "seed": seed.view(np.int64), _QUANTIZER + "started": np.array(1)}
     for name, tensor in tensors.items():
         kind = np.float32 if tensor.dtype.kind == "f" else np.int64
         tensors[name] = np.array(tensor.transpose(3, 2, 0, 1) if tensor.ndim == 4 else tensor, kind, order="C")
-    partial = out.with_name(out.name + ".partial")
-    partial.mkdir(exist_ok=True)
-    replace_file(partial / "model.safetensors", save(tensors))
-    write_json(partial / "config.json", dict(model.run or {}))
-    partial.rename(out)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=out.name) as folder:
+        whole = Path(folder, "run")
+        whole.mkdir()
+        replace_file(whole / "model.safetensors", save(tensors))
+        write_json(whole / "config.json", dict(model.run or {}))
+        whole.rename(out)
 
 
 def _variables(model: VQVAE) -> Iterator[tuple[str, Any]]:

@@ -18,7 +18,7 @@ from vqkit.functional.estimators import StraightThrough
 from vqkit.keras.backends import backend
 from vqkit.keras.config import read, written
 from vqkit.keras.estimators import with_gradient_of
-from vqkit.keras.learning import counts_of, draw, revive
+from vqkit.keras.learning import draw, revive
 from vqkit.keras.losses import LossesOfThread
 from vqkit.keras.metrics import CodebookLoss, Perplexity, Tally, Usage
 
@@ -73,7 +73,8 @@ class VectorQuantizer(keras.layers.Layer):
     ``steps``. They are float32 under every policy but float64, and the search never runs in less.
 
     Metrics: ``perplexity`` and ``usage``, of all that was quantized since the epoch began, and ``codebook_loss`` where
-    it is not part of the objective; a layer that was given a name puts it before theirs.
+    it is not part of the objective; a layer that was given a name puts it before theirs. Of several layers in one model
+    name each: of figures with one name Keras keeps the last.
 
     Raises:
         ValueError: an argument out of range, or codes that do not fit.
@@ -172,8 +173,9 @@ class VectorQuantizer(keras.layers.Layer):
         e_ND = ops.where(valid_N[:, None], codes_ND, ops.cast(filler_N1, x_ND.dtype))
         z_q_ND = with_gradient_of(self.estimator, z_ND, ops.cast(e_ND, z_ND.dtype))
 
-        counts_K = counts_of(indices_N, valid_N, self.codebook_size, x_ND.dtype)
-        share = 1 / ops.maximum(ops.sum(counts_K) * self.dim, 1)
+        counts_K = backend.segment_sum(ops.cast(valid_N, x_ND.dtype), indices_N, self.codebook_size)
+        size = ops.sum(counts_K) * self.dim
+        share = 1 / ops.where(size > 0, size, 1)  # ops.maximum of float64 is float32 on PyTorch
         commitment = self.commitment * share * ops.sum(ops.square(ops.cast(z_ND, x_ND.dtype) - e_ND))
         residual_ND = ops.where(valid_N[:, None], x_ND - e_ND, 0)
         if self.update.by_gradient:
@@ -205,7 +207,12 @@ class VectorQuantizer(keras.layers.Layer):
             ValueError: in eager mode, an index outside -1..K-1. (In a graph it gives NaN.)
         """
         self._require_codebook()
-        indices = ops.cast(ops.convert_to_tensor(indices), "int32")
+        indices = ops.convert_to_tensor(indices)
+        dtype = keras.backend.standardize_dtype(indices.dtype)
+        if not keras.backend.is_int_dtype(dtype):
+            raise ValueError(f"indices has dtype {dtype}; it must be an integer one, as encode gives.")
+        if dtype != "int64":  # uint8 knows neither -1 nor 512
+            indices = ops.cast(indices, "int32")
         known = (indices >= -1) & (indices < self.codebook_size)
         if backend.is_concrete(indices) and not bool(ops.all(known)):
             raise ValueError(f"indices holds one outside -1..{self.codebook_size - 1}; -1 marks padding.")
@@ -247,13 +254,14 @@ class VectorQuantizer(keras.layers.Layer):
     # --- private --------------------------------------------------------------------------------------------------
 
     def _learn(self, x_ND: Any, indices_N: Any, valid_N: Any, counts_K: Any, residual_ND: Any) -> None:
-        """One step of the codebook. It runs in every replica and gives the same in each."""
+        """One step of the codebook, in its dtype. It runs in every replica and gives the same in each."""
+        x_ND, counts_K, residual_ND = (ops.cast(x, self.codebook.dtype) for x in (x_ND, counts_K, residual_ND))
         sums = [counts_K]
         if self.update.needs_sums:
-            sums.append(ops.segment_sum(residual_ND, indices_N, self.codebook_size))
+            sums.append(backend.segment_sum(residual_ND, indices_N, self.codebook_size))
         size = self.revival.vectors(self.codebook_size)
         drawn_SD = draw(x_ND, valid_N, size, self.steps) if size else None
-        sums, gathered = backend.over_replicas([ops.stop_gradient(x) for x in sums], drawn_SD)
+        sums, gathered = backend.over_replicas(sums, drawn_SD)
         counts_K, sums_KD = sums[0], sums[-1]
         tokens = ops.sum(counts_K)
         some = tokens > 0
@@ -275,7 +283,8 @@ class VectorQuantizer(keras.layers.Layer):
 
     def _search(self, z_ND: Any, mask_N: Any) -> tuple[Any, Any, Any]:
         """The vectors in float32 or float64 without gradient, their indices, and which are finite and not masked."""
-        wide = "float64" if "float64" in (z_ND.dtype, self.codebook.dtype) else "float32"
+        dtypes = [keras.backend.standardize_dtype(x.dtype) for x in (z_ND, self.codebook)]
+        wide = "float64" if "float64" in dtypes else "float32"
         x_ND = ops.stop_gradient(ops.cast(z_ND, wide))
         valid_N = finite_N = ops.all(ops.isfinite(x_ND), -1)
         if backend.is_concrete(x_ND) and not bool(ops.all(finite_N)):
@@ -299,7 +308,9 @@ class VectorQuantizer(keras.layers.Layer):
         if mask is None:
             return z, z_ND, None
         mask = ops.convert_to_tensor(mask)
-        if len(mask.shape) != len(z.shape) - 1 or keras.backend.standardize_dtype(mask.dtype) != "bool":
+        # In a graph an axis of any length is None.
+        fits = all(None in pair or pair[0] == pair[1] for pair in zip(mask.shape, z.shape[:-1], strict=False))
+        if not fits or len(mask.shape) != len(z.shape) - 1 or keras.backend.standardize_dtype(mask.dtype) != "bool":
             raise ValueError(
                 f"mask has shape {tuple(mask.shape)} and dtype {mask.dtype}; for z of shape {tuple(z.shape)} it must "
                 f"be {tuple(z.shape[:-1])} and bool, True where a vector counts."
@@ -310,9 +321,13 @@ class VectorQuantizer(keras.layers.Layer):
     def _checked_dim(self, shape: Any) -> int:
         last = shape[-1] if len(shape) else None
         if last is None or last != (self.dim or last):
+            if last is None:
+                wanted, other = "of a known length", "name its length, as in keras.Input((None, 64))"
+            else:
+                wanted, other = f"dim={self.dim} long", f"set dim={last}"
             raise ValueError(
-                f"z has shape {tuple(shape)}; its last axis must be dim={self.dim} long: move the channels there (for "
-                f"example with keras.layers.Permute), or set dim={last}."
+                f"z has shape {tuple(shape)}; its last axis must be {wanted}: move the channels there (for example "
+                f"with keras.layers.Permute), or {other}."
             )
         return int(last)
 

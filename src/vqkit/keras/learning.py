@@ -1,4 +1,4 @@
-"""What a codebook learns from in one training call, and the rows that dead codes move onto.
+"""The rows that dead codes move onto.
 
 Suffixes: N vectors, K codes, D dimensions, S sampled vectors.
 """
@@ -16,11 +16,6 @@ if TYPE_CHECKING:
     from vqkit.codebooks import Revival
 
 _LAST = 2**31 - 1  # the hash of a row that is not to be drawn
-
-
-def counts_of(indices_N: Any, counted_N: Any, codes: int, dtype: str) -> Any:
-    """How many of the vectors that count chose each code."""
-    return ops.segment_sum(ops.cast(counted_N, dtype), indices_N, codes)
 
 
 def draw(rows_ND: Any, allowed_N: Any, size: int, steps: Any) -> Any:

@@ -30,6 +30,10 @@ def look_up(codebook_KD: jax.Array, indices_N: jax.Array) -> jax.Array:
     return jnp.take(codebook_KD, indices_N, axis=0)
 
 
+def segment_sum(x: jax.Array, indices_N: jax.Array, codes: int) -> jax.Array:
+    return jax.ops.segment_sum(x, indices_N, codes)
+
+
 def over_replicas(sums: list[jax.Array], rows: jax.Array | None) -> tuple[list[jax.Array], jax.Array | None]:
     """``keras.distribution`` shards one global batch: what is summed is the whole already."""
     return sums, rows

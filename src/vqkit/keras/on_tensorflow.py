@@ -50,6 +50,11 @@ def look_up(codebook_KD: tf.Tensor, indices_N: tf.Tensor) -> tf.Tensor:
     return rows(codebook_KD)
 
 
+def segment_sum(x: tf.Tensor, indices_N: tf.Tensor, codes: int) -> tf.Tensor:
+    """Per code the sum of what chose it, in x's dtype; Keras's own sums float64 in float32 on PyTorch."""
+    return tf.math.unsorted_segment_sum(x, indices_N, codes)
+
+
 def over_replicas(sums: list[tf.Tensor], rows: tf.Tensor | None) -> tuple[list[tf.Tensor], tf.Tensor | None]:
     """Under ``tf.distribute``, each of ``sums`` summed over the replicas and the ``rows`` of all of them, on all."""
     context = tf.distribute.get_replica_context()

@@ -31,5 +31,9 @@ def look_up(codebook_KD: Tensor, indices_N: Tensor) -> Tensor:
     return torch.nn.functional.embedding(indices_N, codebook_KD)
 
 
+def segment_sum(x: Tensor, indices_N: Tensor, codes: int) -> Tensor:
+    return x.new_zeros((codes, *x.shape[1:])).index_add(0, indices_N, x)
+
+
 def over_replicas(sums: list[Tensor], rows: Tensor | None) -> tuple[list[Tensor], Tensor | None]:
     return sums, rows

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import tensorflow as tf
 
 _CHUNK = 2**20  # scores held at a time: 4 MiB of float32
@@ -24,16 +25,16 @@ def search(z_ND: tf.Tensor, codebook_KD: tf.Tensor) -> tf.Tensor:
     """
     if z_ND.shape[0] == 0:
         return tf.zeros([0], tf.int32)
-    double = tf.float64 in (z_ND.dtype, codebook_KD.dtype) or not _products_are_float32()
-    work = tf.float64 if double else tf.float32
-    return _search(tf.cast(z_ND, work), tf.cast(codebook_KD, work), *codebook_KD.shape)
+    if tf.float64 in (z_ND.dtype, codebook_KD.dtype) or not _products_are_float32():
+        z_ND, codebook_KD = _as_float64(z_ND), _as_float64(codebook_KD)
+    return _search(z_ND, codebook_KD, *codebook_KD.shape)
 
 
 @tf.function(autograph=False, reduce_retracing=True)  # for eager mode; inside another function it is inlined
 def _search(z_ND: tf.Tensor, codebook_KD: tf.Tensor, codes: int, dim: int) -> tf.Tensor:
     z_ND, codebook_KD = tf.ensure_shape(z_ND, [None, dim]), tf.ensure_shape(codebook_KD, [codes, dim])
     finite_N = tf.reduce_all(tf.math.is_finite(z_ND), 1)
-    exact_KD = tf.cast(codebook_KD, tf.float64)
+    exact_KD = _as_float64(codebook_KD)
     indices_N, settled_N = _in_chunks(_scored_against(codebook_KD), z_ND, codes)
     doubtful_N = tf.logical_not(settled_N) & finite_N
     if z_ND.dtype == tf.float32:
@@ -47,7 +48,7 @@ def _scored_against(codebook_KD: tf.Tensor) -> Callable[[tf.Tensor], tuple[tf.Te
     Both sides are moved by the codebook's mean, so that data far from the origin lose nothing. With ``u`` the unit
     roundoff and E the longest code, a score errs by less than ``(D + 8) u (|x| E + E^2)`` (Cauchy-Schwarz), and the
     definition by ``(D + 8) u64 (|x| + E)^2``; each is taken four times, for two codes and a margin. The last term
-    covers what underflows. Of a row with NaN or an overflow no comparison holds, or all do: it stays in doubt.
+    covers what underflows. A row with NaN or an overflow stays in doubt.
     """
     codes, dtype = codebook_KD.shape[0], codebook_KD.dtype
     dims = codebook_KD.shape[1] + 8
@@ -57,20 +58,37 @@ def _scored_against(codebook_KD: tf.Tensor) -> Callable[[tf.Tensor], tuple[tf.Te
     e_KD = codebook_KD - centre_D
     half_K = tf.reduce_sum(e_KD * e_KD, 1) / 2
     longest = tf.sqrt(2 * tf.reduce_max(half_K))
+    # Else a codebook of equal codes would tie on every row, and the definition takes a hundred times as long.
+    half_K = tf.where(_repeated(codebook_KD, half_K), tf.cast(np.inf, dtype), half_K)
     column_K2 = tf.stack([tf.range(codes, dtype=dtype), tf.ones(codes, dtype)], 1)
 
     def score(z_RD: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        x_RD = tf.cast(z_RD, dtype) - centre_D
+        x_RD = (z_RD if z_RD.dtype == dtype else _as_float64(z_RD)) - centre_D
         scores_RK = tf.matmul(x_RD, e_KD, transpose_b=True) - half_K
         reach_R = tf.sqrt(tf.reduce_sum(x_RD * x_RD, 1)) + longest
         bound_R = (reach_R * (2 * dims * eps64) + longest * (2 * dims * eps)) * reach_R + 4 * dims * tiny
         # 1 where a code may be the nearest, else 0. Of a single 1 the place is a product away: argmax is slower.
         near_RK = tf.cast(scores_RK > (tf.reduce_max(scores_RK, 1) - bound_R)[:, None], dtype)
         place_and_count_R2 = tf.matmul(near_RK, column_K2)
-        settled_R = place_and_count_R2[:, 1] == 1
+        settled_R = (place_and_count_R2[:, 1] == 1) & tf.math.is_finite(bound_R)
         return tf.cast(tf.where(settled_R, place_and_count_R2[:, 0], 0), tf.int32), settled_R
 
     return score
+
+
+def _repeated(codebook_KD: tf.Tensor, key_K: tf.Tensor) -> tf.Tensor:
+    """True for a code with the bits and the key of one of lower index, in whose place it is never chosen.
+
+    Codes are compared to the first that has their key, so different codes with one key hide repetitions, and no more.
+    """
+    codes = codebook_KD.shape[0]
+    order_K = tf.argsort(key_K)
+    sorted_K = tf.gather(key_K, order_K)
+    run_K = tf.cumsum(tf.cast(tf.concat([[False], sorted_K[1:] != sorted_K[:-1]], 0), tf.int32))
+    first_K = tf.gather(tf.math.unsorted_segment_min(order_K, run_K, codes), run_K)
+    bits_KD = tf.bitcast(codebook_KD, tf.int32 if codebook_KD.dtype == tf.float32 else tf.int64)
+    same_K = tf.reduce_all(tf.equal(tf.gather(bits_KD, order_K), tf.gather(bits_KD, first_K)), 1)
+    return tf.tensor_scatter_nd_update(tf.zeros([codes], tf.bool), order_K[:, None], same_K & (first_K < order_K))
 
 
 def _defined_for(codebook_KD: tf.Tensor) -> Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]:
@@ -79,7 +97,7 @@ def _defined_for(codebook_KD: tf.Tensor) -> Callable[[tf.Tensor], tuple[tf.Tenso
     codebook_DK = tf.transpose(codebook_KD)
 
     def decide(z_MD: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        z_DM = tf.transpose(tf.cast(z_MD, tf.float64))
+        z_DM = tf.transpose(_as_float64(z_MD))
         nothing_MK = tf.zeros([z_DM.shape[1], codes], tf.float64)
 
         def add(d: tf.Tensor, total_MK: tf.Tensor, square_MK: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
@@ -114,11 +132,12 @@ def _settle(
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """``decide`` of the doubtful rows, ``size`` at a time; the indices, and the rows that are in doubt still."""
     number = tf.shape(z_ND)[0]
+    range_N = tf.range(number)  # out here XLA knows its length
 
     def turn(waiting_N: tf.Tensor, indices_N1: tf.Tensor, doubtful_N1: tf.Tensor) -> tuple[tf.Tensor, ...]:
         order_N = tf.cumsum(tf.cast(waiting_N, tf.int32))
         place_N = tf.where(waiting_N & (order_N <= size), order_N - 1, size)
-        first_M = tf.math.unsorted_segment_min(tf.range(number), place_N, size + 1)[:size]
+        first_M = tf.math.unsorted_segment_min(range_N, place_N, size + 1)[:size]
         row_M = tf.minimum(first_M, number)  # N, the place of no row, where fewer than M wait
         found_M, settled_M = decide(tf.gather(z_ND, tf.minimum(row_M, number - 1)))
         indices_N1 = tf.tensor_scatter_nd_update(indices_N1, row_M[:, None], found_M)
@@ -128,6 +147,16 @@ def _settle(
     state = doubtful_N, tf.pad(indices_N, [[0, 1]]), tf.pad(doubtful_N, [[0, 1]])
     _, indices_N1, doubtful_N1 = tf.while_loop(lambda waiting_N, *_: tf.reduce_any(waiting_N), turn, state)
     return indices_N1[:number], doubtful_N1[:number]
+
+
+def _as_float64(x: tf.Tensor) -> tf.Tensor:
+    """Exactly: TensorFlow's arithmetic takes float32 numbers below 2^-126 for zero, so those are read bit by bit."""
+    if x.dtype == tf.float64:
+        return x
+    bits = tf.bitcast(x, tf.int32)
+    tiny = tf.cast(tf.bitwise.bitwise_and(bits, 0x007FFFFF), tf.float64) * 2.0**-149
+    is_tiny = tf.equal(tf.bitwise.bitwise_and(bits, 0x7F800000), 0)
+    return tf.where(is_tiny, tf.where(bits < 0, -tiny, tiny), tf.cast(x, tf.float64))
 
 
 def _products_are_float32() -> bool:

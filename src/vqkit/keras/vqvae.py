@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import keras
-from keras import ops
 from keras.saving import deserialize_keras_object, serialize_keras_object
 
 from vqkit.codebooks import EMA, Reseed, Revival, Start, Uniform, Update
@@ -51,7 +50,8 @@ class VQVAE(keras.Model):
     ) -> None:
         super().__init__(name=name, dtype=dtype, trainable=trainable)
         self.encoder, self.quantizer, self.decoder, self.run = encoder, quantizer, decoder, run
-        self.reconstruction = keras.metrics.Mean("reconstruction")
+        self.reconstruction = keras.metrics.MeanSquaredError("reconstruction")
+        self.square = keras.losses.MeanSquaredError()
 
     @classmethod
     def of(
@@ -117,13 +117,13 @@ class VQVAE(keras.Model):
                 f"images have shape {tuple(y.shape)} and reconstructions {tuple(y_pred.shape)}: give images their "
                 "channel axis, images[..., None]."
             )
-        error = ops.mean(ops.square(ops.cast(y, "float32") - ops.cast(y_pred, "float32")))
-        self.reconstruction.update_state(error, sample_weight=ops.shape(y)[0])
+        self.reconstruction.update_state(y, y_pred)
+        loss = super().compute_loss(x, y, y_pred, sample_weight, training)  # of a replica its share, as the square
         if self.loss is not None:
-            return super().compute_loss(x, y, y_pred, sample_weight, training)
+            return loss
         if sample_weight is not None:
             raise ValueError("sample_weight weighs no reconstruction without a loss: compile(optimizer, loss='mse').")
-        return error + sum(self.losses)
+        return loss + self.square(y, y_pred)
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         # Each part by a call of its own, so that layers that are built by their first call are built too.
@@ -139,7 +139,5 @@ class VQVAE(keras.Model):
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None) -> VQVAE:
-        parts = {
-            part: deserialize_keras_object(config[part], custom_objects) for part in ("encoder", "quantizer", "decoder")
-        }
+        parts = {part: deserialize_keras_object(config[part], custom_objects) for part in _PARTS}
         return cls(**{**config, **parts})
