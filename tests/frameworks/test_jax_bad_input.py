@@ -83,6 +83,11 @@ REFUSED: dict[str, tuple[Callable, str]] = {
         lambda: vqkit.jax.update(codebook_of(Z), vqkit.jax.quantize(jnp.ones((3, 4)), Z).statistics),
         r"statistics are of 3 codes of dimension 4, but codebook has shape \(2, 4\)",
     ),
+    "codes for a codebook": (
+        lambda: vqkit.jax.update(jnp.asarray(Z), vqkit.jax.quantize(jnp.asarray(Z), Z).statistics),
+        r"codebook is a ArrayImpl; update takes a Codebook: .* pass codebook._replace\(codes=codes\)",
+    ),
+    "an array to start from": (lambda: init(start=Z), r"start is ndarray; vqkit.jax starts from .* Given\(array\)"),
     "no codes": (lambda: init(codebook_size=0), "codebook_size is 0; it must be at least 1"),
     "a start from data": (lambda: init(start=vqkit.KMeans()), "For k-means cluster encoder outputs"),
     "another shape": (lambda: init(start=vqkit.Given(Z)), r"array has shape \(2, 4\); .* it must be \(8, 4\)"),

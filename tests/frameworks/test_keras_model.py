@@ -151,5 +151,7 @@ def test_what_keras_cannot_build() -> None:
         VQVAE.of(start=vqkit.KMeans())
     with pytest.raises(ValueError, match=r"architecture is 'resnet'; it must be Patchwise\(\) or Convolutional\(\)"):
         VQVAE.of(architecture="resnet")
+    with pytest.raises(ValueError, match=r"quantizer is a Dense; it must be a vqkit\.keras\.VectorQuantizer"):
+        VQVAE(*(keras.layers.Dense(4) for _ in range(3)))
     with pytest.raises(ValueError, match="sample_weight weighs no reconstruction without a loss"):
         model_of().fit(IMAGES, IMAGES, sample_weight=np.ones(24), verbose=0)

@@ -49,8 +49,9 @@ def init(key: Array, *, codebook_size: int, dim: int, start: DataFreeStart = Uni
         if size < 1:
             raise ValueError(f"{name} is {size}; it must be at least 1.")
     if isinstance(start, type) or not hasattr(start, "codebook"):
+        what = start if hasattr(start, "from_vectors") else type(start).__name__
         raise ValueError(
-            f"start is {start!r}; vqkit.jax starts from Uniform(), Normal() or Given(array). For k-means cluster "
+            f"start is {what}; vqkit.jax starts from Uniform(), Normal() or Given(array). For k-means cluster "
             "encoder outputs, centres = sklearn.cluster.KMeans(codebook_size).fit(z).cluster_centers_, then Given."
         )
     codes, n = start.codebook(codebook_size, dim, _Random(key))

@@ -49,8 +49,8 @@ def update(
     >>> update(codebook, statistics, rule=vqkit.EMA(decay=0.5)).codes.tolist()
     [[1.0], [9.0]]
     """
-    codes = len(codebook.codes)
     vectors = _checked(codebook, statistics, rule, revival)
+    codes = len(codebook.codes)
     if axis_name is not None:
         statistics = _over_devices(statistics, axis_name)
     wide = codebook.codes.dtype
@@ -95,6 +95,11 @@ def _over_devices(statistics: Statistics, axis_name: Hashable) -> Statistics:
 
 def _checked(codebook: Codebook, statistics: Statistics, rule: Update, revival: Revival) -> int:
     """How many vectors revival needs."""
+    if not isinstance(codebook, Codebook):
+        raise ValueError(
+            f"codebook is a {type(codebook).__name__}; update takes a Codebook: keep one beside codes that learn by "
+            "their gradient, and pass codebook._replace(codes=codes)."
+        )
     if isinstance(rule, type) or not hasattr(rule, "step"):
         raise ValueError(f"rule is {rule!r}; it must be an object such as EMA(decay=0.99), Gradient() or Frozen().")
     if isinstance(revival, type) or not hasattr(revival, "dead"):

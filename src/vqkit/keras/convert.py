@@ -25,8 +25,9 @@ _QUANTIZER = "quantizer.quantizer."
 def convert(source: str | os.PathLike[str], to: str, out: str | os.PathLike[str]) -> Path:
     """Writes the run ``source`` as a .keras file (``to="keras"``), or a .keras file as a run (``to="torch"``).
 
-    Every tensor keeps its bits both ways, and every entry of ``config.json`` is kept; checkpoints and metrics of a run
-    stay where they are. Nothing is overwritten, and ``out`` is written whole or not at all; its path is returned.
+    Every tensor keeps its bits both ways (but ages beyond 2^31 on backends that count in 32 bits), and every entry of
+    ``config.json`` is kept; checkpoints and metrics of a run stay where they are. Nothing is overwritten, and ``out``
+    is written whole or not at all; its path is returned.
 
     Raises:
         FileExistsError: ``out`` is there already.

@@ -49,6 +49,8 @@ class VQVAE(keras.Model):
         trainable: bool = True,
     ) -> None:
         super().__init__(name=name, dtype=dtype, trainable=trainable)
+        if not hasattr(quantizer, "encode"):
+            raise ValueError(f"quantizer is a {type(quantizer).__name__}; it must be a vqkit.keras.VectorQuantizer.")
         self.encoder, self.quantizer, self.decoder, self.run = encoder, quantizer, decoder, run
         self.reconstruction = keras.metrics.MeanSquaredError("reconstruction")
         self.square = keras.losses.MeanSquaredError()
