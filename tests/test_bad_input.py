@@ -202,7 +202,7 @@ def test_unknown_and_missing_arguments(capsys: Capture, arguments: list[str], wo
 
 
 def test_no_command(capsys: Capture) -> None:
-    expect(call(capsys), USAGE, "train, eval, reconstruct, report, explain, trace, audit or info", "--help")
+    expect(call(capsys), USAGE, "train, eval, reconstruct, report, explain, trace, audit, convert or info", "--help")
 
 
 def test_divergence(tmp_path: Path, images: Path, capsys: Capture) -> None:
