@@ -1,4 +1,4 @@
-"""The processes in which other frameworks are tested: begun with the session, read by ``test_frameworks.py``."""
+"""The processes in which other frameworks are tested, for ``test_frameworks.py``."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ def _run(framework: str, started: list[subprocess.Popen[str]]) -> Done[str]:
     return Done(process.args, process.returncode, out, err)
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="session")
 def processes(request: pytest.FixtureRequest) -> Iterator[dict[str, Future[Done[str]]]]:
-    """All that are asked for, two at a time, while the other tests run: these leave much of two cores idle."""
+    """All that are asked for, two at a time; no other test runs meanwhile, since some of those measure time."""
     items = [item for item in request.session.items if item.name.startswith(f"{TEST}[")]
     asked = [item.callspec.params["framework"] for item in items]  # type: ignore[attr-defined]
     started: list[subprocess.Popen[str]] = []
