@@ -219,7 +219,7 @@ def test_info(capsys: Capture) -> None:
 @pytest.mark.parametrize(
     ("command", "words"),
     [
-        ((), ["{train,eval,reconstruct,report,explain,trace,audit,info}", "--debug"]),
+        ((), ["{train,eval,reconstruct,report,explain,trace,audit,convert,info}", "--debug"]),
         (
             ("train",),
             ["[DATA]", "--recipe NAME", "--out DIR", "--steps N", "--set KEY=VALUE ...", "--resume DIR", "cifar10"],
@@ -230,6 +230,7 @@ def test_info(capsys: Capture) -> None:
         (("explain",), ["-o PAGE.html", "--open", "--text", "--json", "vqkit-explain.html"]),
         (("trace",), ["RUN [DATA] [--json]"]),
         (("audit",), ["PACKAGE.MODULE:CLASS", "--arg NAME=VALUE ...", "--tell NAME=VALUE ...", "--dim N"]),
+        (("convert",), ["RUN OUT --to keras|torch", ".keras file"]),
         (("info",), ["search"]),
     ],
 )
