@@ -95,7 +95,13 @@ def test_no_framework_is_imported(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("codebook", "n", "said"),
     [
-        (CODES[0], None, "codebook (ndarray) has shape (3,); it must be (K, D), each row a code. A Keras layer"),
+        (
+            torch.nn.Flatten(),
+            None,
+            "codebook (Flatten) has shape (); it must be (K, D), each row a code. Of a model pass the quantizer "
+            "itself, such as model.layers[1]; a Keras layer has its codes once built: call it, or give it dim=",
+        ),
+        (CODES[0], None, "codebook (ndarray) has shape (3,); it must be (K, D), each row a code."),
         (np.zeros((6, 3)), None, UNSTARTED),
         (np.where(np.eye(6, 3) > 0, np.nan, CODES), None, "array holds NaN or infinity; every code must be finite."),
         (CODES, [1.0, 2.0], "n has shape (2,); it must be a number or 6 of them, finite and not negative."),
@@ -129,7 +135,8 @@ def foreign(**metadata: str) -> Callable[[Path], None]:
         ),
         (
             foreign(metric="cosine"),
-            " is for the metric 'cosine'; vqkit's quantizers take codes for 'euclidean' alone.",
+            " is for the metric 'cosine'; vqkit's quantizers take 'euclidean' codes alone: for cosine codes "
+            "normalize the codes and z yourself, and save the codes anew with vqkit.save_codebook.",
         ),
         (foreign(dim="4"), " does not hold the codebook and the n that it says: save the codebook again."),
         (
@@ -170,7 +177,11 @@ def test_a_missing_file_and_a_missing_directory(tmp_path: Path) -> None:
 
 def test_another_shape_is_said_by_the_layer(tmp_path: Path) -> None:
     save_codebook(tmp_path / "a", CODES)
-    with pytest.raises(
-        ValueError, match=r"array has shape \(6, 3\); with codebook_size=8 and dim=3 it must be \(8, 3\)"
-    ):
+    with pytest.raises(ValueError) as error:
         vqkit.VectorQuantizer(dim=3, codebook_size=8, start=load_codebook(tmp_path / "a"))
+    assert str(error.value) == (
+        "array has shape (6, 3); with codebook_size=8 and dim=3 it must be (8, 3): set codebook_size=6 and dim=3, or "
+        "pass codes of that shape."
+    )
+    with pytest.raises(ValueError, match=r"array has shape \(3,\); .* it must be \(1, 3\): pass codes of that shape"):
+        vqkit.VectorQuantizer(dim=3, codebook_size=1, start=vqkit.Given(CODES[0]))

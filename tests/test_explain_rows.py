@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -12,6 +11,7 @@ from importlib.util import find_spec
 import pytest
 import torch
 
+from tests.absent import absent
 from tests.test_pages import Tree
 from vqkit.gradients.explain import rows as rows_part
 from vqkit.gradients.explain import tensorflow
@@ -114,8 +114,7 @@ def test_the_record_says_what_the_text_says():
 
 def test_tensorflow_still_does_what_is_recorded(part):
     if find_spec("tensorflow") is None:
-        refuse = pytest.fail if os.environ.get("CI") else pytest.skip
-        refuse("TensorFlow is not installed")
+        absent("TensorFlow is not installed")
     found, record = part.facts["tensorflow"], json.loads(tensorflow.RECORD.read_text(encoding="utf-8"))
     assert found["source"] == "measured when this page was made"
     flat, recorded = (dict(leaves(facts["facts"])) for facts in (found, record))

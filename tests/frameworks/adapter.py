@@ -34,6 +34,8 @@ class Gradients(NamedTuple):
 class Quantizer(Protocol):
     """One quantizer with its state. ``form`` is one of the adapter's forms."""
 
+    native: Any  # what a user of the framework has
+
     def set_codebook(self, codes: np.ndarray) -> None: ...
 
     def forward(
@@ -49,9 +51,20 @@ class Quantizer(Protocol):
         ...
 
     def gradients(
-        self, z: np.ndarray, g: np.ndarray, mask: np.ndarray | None = None, *, form: str = "eager"
-    ) -> Gradients: ...
-    def learn(self, z: np.ndarray, mask: np.ndarray | None = None, *, form: str = "eager") -> None:
+        self,
+        z: np.ndarray,
+        g: np.ndarray,
+        mask: np.ndarray | None = None,
+        *,
+        form: str = "eager",
+        cast: str | None = None,
+    ) -> Gradients:
+        """``cast`` is of z and g; what is returned is float32 at least."""
+        ...
+
+    def learn(
+        self, z: np.ndarray, mask: np.ndarray | None = None, *, form: str = "eager", cast: str | None = None
+    ) -> None:
         """One training step of the codebook without an optimizer."""
         ...
 
@@ -92,6 +105,7 @@ class Adapter(Protocol):
         estimator: Any = vqkit.StraightThrough(),
         commitment: float = 0.25,
         revival: Any = vqkit.NoRevival(),
+        n: Any = 1.0,
         dtype: str = "float32",
     ) -> Quantizer: ...
     def train(

@@ -30,7 +30,7 @@ class JaxQuantizer:
         self.codebook, self.slots = codebook, slots
 
     def set_codebook(self, codes: np.ndarray) -> None:
-        self.codebook = self.codebook._replace(codes=jnp.asarray(codes))
+        self.codebook = make(codes, dtype=codes.dtype.name).codebook
 
     def forward(
         self,
@@ -41,20 +41,26 @@ class JaxQuantizer:
         form: str = "eager",
         cast: str | None = None,
     ) -> Forward:
-        array = jnp.asarray(z) if cast is None else jnp.asarray(z).astype(cast)
-        z_q, indices, losses, _ = self._call(_quantize, form)(self._codes(), array, mask)
-        wide = z_q.astype(jnp.promote_types(z_q.dtype, jnp.float32))
-        return Forward(np.asarray(wide), np.asarray(indices), *map(float, losses), str(z_q.dtype))
+        z_q, indices, losses, _ = self._call(_quantize, form)(self._codes(), jnp.asarray(z, cast), mask)
+        return Forward(_wide(z_q), np.asarray(indices), *map(float, losses), str(z_q.dtype))
 
     def gradients(
-        self, z: np.ndarray, g: np.ndarray, mask: np.ndarray | None = None, *, form: str = "eager"
+        self,
+        z: np.ndarray,
+        g: np.ndarray,
+        mask: np.ndarray | None = None,
+        *,
+        form: str = "eager",
+        cast: str | None = None,
     ) -> Gradients:
-        points = (self.codebook.codes, jnp.asarray(z))
-        codes, of_z = self._call(_gradients, form)(*points, self.codebook, jnp.asarray(g), mask)
-        return Gradients(np.asarray(of_z), np.asarray(codes))
+        points = (self.codebook.codes, jnp.asarray(z, cast))
+        codes, of_z = self._call(_gradients, form)(*points, self.codebook, jnp.asarray(g, cast), mask)
+        return Gradients(_wide(of_z), np.asarray(codes))
 
-    def learn(self, z: np.ndarray, mask: np.ndarray | None = None, *, form: str = "eager") -> None:
-        self.codebook = self._call(_learn, form)(self.codebook, jnp.asarray(z), mask)
+    def learn(
+        self, z: np.ndarray, mask: np.ndarray | None = None, *, form: str = "eager", cast: str | None = None
+    ) -> None:
+        self.codebook = self._call(_learn, form)(self.codebook, jnp.asarray(z, cast), mask)
 
     def encode(self, z: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
         indices = np.asarray(vqkit.jax.nearest_codes(jnp.asarray(z), self.codebook.codes))
@@ -75,12 +81,20 @@ class JaxQuantizer:
             loaded = [jnp.asarray(file[name]) for name in file.files]
         return JaxQuantizer(jax.tree.unflatten(tree, loaded), self.slots)
 
+    @property
+    def native(self) -> vqkit.jax.Codebook:
+        return self.codebook
+
     def _codes(self) -> Any:
         """A codebook that learns by its gradient is a parameter: its rows. Any other is not."""
         return self.codebook.codes if isinstance(self.slots["update"], vqkit.Gradient) else self.codebook
 
     def _call(self, function: Callable, form: str) -> Callable:
         return (_jitted if form == "jit" else lambda f, **slots: f(**slots))(function, **self.slots)
+
+
+def _wide(array: Array) -> np.ndarray:
+    return np.asarray(array.astype(jnp.promote_types(array.dtype, jnp.float32)))
 
 
 @cache
@@ -121,9 +135,10 @@ def make(
     estimator: Any = vqkit.StraightThrough(),
     commitment: float = 0.25,
     revival: Any = vqkit.NoRevival(),
+    n: Any = 1.0,
     dtype: str = "float32",
 ) -> JaxQuantizer:
-    given = vqkit.Given(codes.astype(dtype))
+    given = vqkit.Given(codes.astype(dtype), n)
     codebook = vqkit.jax.init(jax.random.key(0), codebook_size=len(codes), dim=codes.shape[1], start=given)
     slots = {"update": update, "estimator": estimator, "commitment": commitment, "revival": revival}
     return JaxQuantizer(codebook, slots)

@@ -30,6 +30,10 @@ class KerasQuantizer:
     def __init__(self, layer: vqkit.keras.VectorQuantizer, dtype: str) -> None:
         self.layer, self.dtype, self.compiled = layer, dtype, {}
 
+    @property
+    def native(self) -> vqkit.keras.VectorQuantizer:
+        return self.layer
+
     def set_codebook(self, codes: np.ndarray) -> None:
         with engine.width(self.dtype):
             self.layer.set_codebook(codes)
@@ -44,24 +48,32 @@ class KerasQuantizer:
         cast: str | None = None,
     ) -> Forward:
         with engine.width(self.dtype):
-            tensor = keras.ops.convert_to_tensor(z)
-            tensor = tensor if cast is None else keras.ops.cast(tensor, cast)
+            tensor = keras.ops.convert_to_tensor(z, cast)
             z_q, indices, losses = self._call("quantized", form, training)(tensor, engine.mask(mask))
             dtype = keras.backend.standardize_dtype(z_q.dtype)
-            wide = z_q if dtype in dtypes else keras.ops.cast(z_q, "float32")
-            return Forward(array(wide), array(indices), *(float(array(loss)) for loss in losses), dtype)
+            return Forward(array(z_q), array(indices), *(float(array(loss)) for loss in losses), dtype)
 
     def gradients(
-        self, z: np.ndarray, g: np.ndarray, mask: np.ndarray | None = None, *, form: str = "eager"
+        self,
+        z: np.ndarray,
+        g: np.ndarray,
+        mask: np.ndarray | None = None,
+        *,
+        form: str = "eager",
+        cast: str | None = None,
     ) -> Gradients:
         with engine.width(self.dtype):
-            tensors = (keras.ops.convert_to_tensor(z), keras.ops.convert_to_tensor(g), engine.mask(mask))
+            tensors = (*(keras.ops.convert_to_tensor(x, cast) for x in (z, g)), engine.mask(mask))
             of_z, of_codes = self._call("gradients", form, True)(*tensors)
             return Gradients(array(of_z), 0 * array(self.layer.codebook) if of_codes is None else array(of_codes))
 
-    def learn(self, z: np.ndarray, mask: np.ndarray | None = None, *, form: str = "eager") -> None:
+    def learn(
+        self, z: np.ndarray, mask: np.ndarray | None = None, *, form: str = "eager", cast: str | None = None
+    ) -> None:
         with engine.width(self.dtype):
-            self._call("learn", form, True)(keras.ops.convert_to_tensor(z), engine.mask(mask))
+            # A call of the layer casts z to the layer's dtype; ``quantized``, where a step is made too, does not.
+            step = self._call("learn" if cast is None else "quantized", form, True)
+            step(keras.ops.convert_to_tensor(z, cast), engine.mask(mask))
 
     def encode(self, z: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
         with engine.width(self.dtype):
@@ -90,7 +102,9 @@ class KerasQuantizer:
 
 
 def array(tensor: Any) -> np.ndarray:
-    return keras.ops.convert_to_numpy(tensor)
+    """In float32 of a half precision."""
+    half = keras.backend.standardize_dtype(tensor.dtype) in halves
+    return keras.ops.convert_to_numpy(keras.ops.cast(tensor, "float32") if half else tensor)
 
 
 class Linear(keras.layers.Layer):
@@ -134,10 +148,11 @@ def make(
     estimator: Any = vqkit.StraightThrough(),
     commitment: float = 0.25,
     revival: Any = vqkit.NoRevival(),
+    n: Any = 1.0,
     dtype: str = "float32",
 ) -> KerasQuantizer:
     slots = {"update": update, "estimator": estimator, "commitment": commitment, "revival": revival}
-    given = vqkit.Given(codes.astype(dtype))
+    given = vqkit.Given(codes.astype(dtype), n)
     with engine.width(dtype):
         layer = vqkit.keras.VectorQuantizer(len(codes), codes.shape[1], **slots, start=given, seed=0, dtype=dtype)
         layer.build((None, codes.shape[1]))

@@ -35,7 +35,7 @@ def gradients(layer: Layer, training: bool, form: str) -> Callable:
         with tf.GradientTape() as tape:
             tape.watch(z)
             z_q, _, losses = layer.quantized(z, mask, training)
-            objective = tf.reduce_sum(z_q * g) + losses.total
+            objective = tf.cast(tf.reduce_sum(z_q * g), losses.total.dtype) + losses.total
         of_z, of_codes = tape.gradient(objective, (z, layer.codebook.value))
         return of_z, None if of_codes is None else tf.convert_to_tensor(of_codes)
 

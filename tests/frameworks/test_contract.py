@@ -40,21 +40,8 @@ def flat(x: np.ndarray) -> np.ndarray:
 # --- values -------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def held(framework: Adapter) -> Callable[[np.ndarray], Quantizer]:
-    """The quantizer of these codes' shape and dtype, holding them: what is compiled for one situation serves all."""
-    made: dict[tuple, Quantizer] = {}
-
-    def hold(codes: np.ndarray) -> Quantizer:
-        vq = made.setdefault((codes.shape, codes.dtype), framework.make(codes, dtype=codes.dtype.name))
-        vq.set_codebook(codes)
-        return vq
-
-    return hold
-
-
 @pytest.mark.parametrize("situation", SITUATIONS)
-def test_the_nearest_code_is_chosen(held: Callable[[np.ndarray], Quantizer], situation: str, form: str) -> None:
+def test_the_nearest_code_is_chosen(held: Callable[..., Quantizer], situation: str, form: str) -> None:
     for seed in range(2):
         z, codes = SITUATIONS[situation](seed, N, K, D)
         found = held(codes).forward(z, form=form)
@@ -63,7 +50,7 @@ def test_the_nearest_code_is_chosen(held: Callable[[np.ndarray], Quantizer], sit
         same_bits(found.z_q, codes[found.indices], "z_q and the rows of the codebook")
 
 
-def test_the_nearest_code_is_chosen_in_float64(framework: Adapter, held: Callable[[np.ndarray], Quantizer]) -> None:
+def test_the_nearest_code_is_chosen_in_float64(framework: Adapter, held: Callable[..., Quantizer]) -> None:
     for situation, draw in SITUATIONS_64.items():
         z, codes = draw(0, N, K, D)
         if "float64" in framework.dtypes:
@@ -187,9 +174,9 @@ def test_z_gets_its_gradient_in_any_shape(framework: Adapter, dtype: str) -> Non
 # --- masks, and batches without a vector --------------------------------------------------------------------------
 
 
-def test_masked_positions_count_nowhere(framework: Adapter, form: str) -> None:
+def test_masked_positions_count_nowhere(held: Callable[..., Quantizer], form: str) -> None:
     codes, z = normal(K, D, seed=1), normal(N, D)
-    vq, indices = framework.make(codes), np.where(MASK, reference.nearest(z, codes), -1)
+    vq, indices = held(codes), np.where(MASK, reference.nearest(z, codes), -1)
     codebook, commitment = reference.losses(z, codes, indices, 0.25)
     for filling in (np.nan, np.inf, 0.0, 1e30):
         found = vq.forward(np.where(MASK[:, None], z, np.float32(filling)), MASK, form=form)
@@ -199,9 +186,11 @@ def test_masked_positions_count_nowhere(framework: Adapter, form: str) -> None:
 
 
 @pytest.mark.parametrize("shape", [(3, 0), (N,)])
-def test_a_batch_without_a_vector_costs_nothing(framework: Adapter, shape: tuple[int, ...], form: str) -> None:
+def test_a_batch_without_a_vector_costs_nothing(
+    held: Callable[..., Quantizer], shape: tuple[int, ...], form: str
+) -> None:
     """Empty, or all of it masked; without a mask too."""
-    z, vq = normal(*shape, D), framework.make(normal(K, D, seed=1))
+    z, vq = normal(*shape, D), held(normal(K, D, seed=1))
     for mask in (np.zeros(shape, bool), None)[: 2 if 0 in shape else 1]:
         found = vq.forward(z, mask, training=True, form=form)
         assert losses_of(found) == [0, 0, 0]
@@ -218,10 +207,10 @@ def losses_of(found: Forward) -> list[float]:
 # --- what cannot be right -----------------------------------------------------------------------------------------
 
 
-def test_what_is_not_finite_raises_or_shows(framework: Adapter, form: str) -> None:
+def test_what_is_not_finite_raises_or_shows(held: Callable[..., Quantizer], form: str) -> None:
     """Eager: a ValueError that names z. Compiled, where nothing can raise: values of NaN in that row and no other."""
     codes, z = normal(K, D, seed=1), normal(N, D)
-    vq, rest = framework.make(codes), np.arange(N) != 5
+    vq, rest = held(codes), np.arange(N) != 5
     for fault in (np.nan, np.inf, -np.inf):
         z[5, 2] = fault
         if form == "eager":

@@ -14,7 +14,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 import vqkit
 import vqkit.jax
-from tests.frameworks.cases import normal, permuted
+from tests.frameworks.cases import D, K, N, normal, permuted
 from vqkit import reference
 
 CODES = 24
@@ -73,8 +73,8 @@ def test_the_search_is_exact_under(way: str) -> None:
 @pytest.mark.parametrize("scale", [1e-39, 1e-38, 1e19, 1e25])
 def test_the_search_is_exact_where_float32_ends(scale: float) -> None:
     """XLA on a CPU reads subnormal numbers as zero, and squares overflow."""
-    z, codes = normal(60, 3) * np.float32(scale), normal(9, 3, seed=1) * np.float32(scale)
-    assert np.array_equal(jitted(z, codes), reference.nearest(z, codes))
+    z, codes = normal(N, D) * np.float32(scale), normal(K, D, seed=1) * np.float32(scale)
+    assert np.array_equal(search(z, codes), reference.nearest(z, codes))
 
 
 def test_many_doubtful_rows_in_many_chunks() -> None:
@@ -131,8 +131,8 @@ FORMS = {
 
 def test_both_forms_of_the_estimator_are_one() -> None:
     """Values and gradients of encoder, codebook and decoder: of each other, of `quantize`, and of those by hand."""
-    x, target = normal(40, 5), normal(40, 3, seed=1)
-    params = {"encoder": normal(5, 4, seed=2), "codes": normal(9, 4, seed=3), "decoder": normal(4, 3, seed=4)}
+    x, target = normal(N, 5), normal(N, 3, seed=1)
+    params = {"encoder": normal(5, D, seed=2), "codes": normal(K, D, seed=3), "decoder": normal(D, 3, seed=4)}
 
     def by_form(form: Callable, params: dict) -> tuple:
         z = x @ params["encoder"]
@@ -147,7 +147,7 @@ def test_both_forms_of_the_estimator_are_one() -> None:
         return jnp.mean((found.z_q @ params["decoder"] - target) ** 2) + found.loss, found.z_q
 
     def gradient(function: Callable) -> tuple:
-        (value, z_q), gradients = jax.jit(jax.value_and_grad(function, has_aux=True))(params)
+        (value, z_q), gradients = jax.value_and_grad(function, has_aux=True)(params)
         return float(value), np.asarray(z_q), gradients
 
     results = [gradient(f) for f in (*(partial(by_form, form) for form in FORMS.values()), by_layer)]
@@ -175,7 +175,7 @@ def test_values_are_codes_where_the_usual_line_is_not() -> None:
 
 
 def test_a_codebook_gets_no_gradient_and_an_array_does() -> None:
-    z, codes = jnp.asarray(normal(30, 4)), jnp.asarray(normal(6, 4, seed=1))
+    z, codes = jnp.asarray(normal(N, D)), jnp.asarray(normal(K, D, seed=1))
     state = codebook_of(np.asarray(codes))
 
     def loss(codes: jax.Array, learns: bool) -> jax.Array:
@@ -208,7 +208,8 @@ def test_second_derivatives() -> None:
 
 def test_forward_mode() -> None:
     """The derivative in forward mode is the transpose of that in reverse."""
-    z, codes, tangent, g = (jnp.asarray(normal(6, 3, seed=seed)) for seed in range(4))
+    z, tangent, g = (jnp.asarray(normal(N, D, seed=seed)) for seed in range(3))
+    codes = jnp.asarray(normal(K, D, seed=3))
 
     def z_q(z: jax.Array) -> jax.Array:
         return vqkit.jax.quantize(codes, z, estimator=vqkit.RotationTrick(max_gain=2.0)).z_q
@@ -225,26 +226,30 @@ def test_idle_codes_keep_their_bits_under_jit() -> None:
     """For 2,000 steps, after which n has underflowed; decayed sums are NaN under XLA after 850. Then it is chosen."""
     rule = vqkit.EMA(decay=0.9)
     start = codebook_of(np.array([[0.0, 0.0], [0.1, 1 / 3], [-0.0, 1e3]], np.float32))
-    z = jnp.asarray(normal(16, 2)) * 0.1
+    z = normal(16, 2) * np.float32(0.1)
 
-    def step(codebook: vqkit.jax.Codebook, _: None) -> tuple:
-        statistics = vqkit.jax.quantize(codebook, z, mask=jnp.arange(16) < 15).statistics
-        return vqkit.jax.update(codebook, statistics, rule=rule), codebook.codes[2]
+    @jax.jit
+    def train(codebook: vqkit.jax.Codebook, z: jax.Array, steps: int) -> vqkit.jax.Codebook:
+        def step(_: int, codebook: vqkit.jax.Codebook) -> vqkit.jax.Codebook:
+            statistics = vqkit.jax.quantize(codebook, z, mask=jnp.arange(16) < 15).statistics
+            return vqkit.jax.update(codebook, statistics, rule=rule)
 
-    last, codes = jax.jit(lambda c: lax.scan(step, c, None, length=2000))(start)
-    assert (np.asarray(codes).view(np.uint32) == np.asarray(start.codes[2]).view(np.uint32)).all()
-    assert last.codes[2].tobytes() == start.codes[2].tobytes() and float(last.n[2]) == 0
-    assert int(last.idle[2]) == 2000 * 15 and np.isfinite(last.codes).all()
-    chosen = vqkit.jax.quantize(last, jnp.array([[3.0, 990.0], [5.0, 994.0]])).statistics
-    moved = vqkit.jax.update(last, chosen, rule=rule)
-    np.testing.assert_allclose(moved.codes[2], [4.0, 992.0], rtol=1e-6)
+        return lax.fori_loop(0, steps, step, codebook)
+
+    for steps in (1, 300, 2000):
+        last = train(start, z, steps)
+        assert last.codes[2].tobytes() == start.codes[2].tobytes() and np.isfinite(last.codes).all()
+        assert int(last.idle[2]) == steps * 15
+    assert float(last.n[2]) == 0
+    z[:2], z[2:] = [[3, 990], [5, 994]], 0
+    np.testing.assert_allclose(train(last, z, 1).codes[2], [4.0, 992.0], rtol=1e-6)
 
 
 def test_ages_stop_at_the_greatest_integer() -> None:
-    old = codebook_of(normal(2, 2))._replace(idle=jnp.full(2, 2**31 - 3, jnp.int32))
-    z = jnp.tile(old.codes[:1], (5, 1))
-    new = vqkit.jax.update(old, vqkit.jax.quantize(old, z).statistics)
-    assert new.idle.tolist() == [0, 2**31 - 1]
+    codes = normal(CODES, 4, seed=1)
+    old = codebook_of(codes)._replace(idle=jnp.full(CODES, 2**31 - 3, jnp.int32))
+    new = step(old, np.tile(codes[3], (64, 1)), ALL)  # one code is chosen, and one revived onto the only vector
+    assert new.idle[3] == 0 and sorted(new.idle.tolist()) == [0, 0] + (CODES - 2) * [2**31 - 1]
 
 
 def test_four_quarters_are_one_whole() -> None:
@@ -283,18 +288,18 @@ def test_the_sample_is_of_distinct_finite_unmasked_vectors() -> None:
 # --- devices ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("checked", "empty"), [(True, False), (False, True)])
-def test_two_devices_are_one(checked: bool, empty: bool) -> None:
+sharded = jax.jit(
+    jax.shard_map(
+        partial(learn, axis_name="data"), mesh=Mesh(jax.devices()[:2], ("data",)),
+        in_specs=(PartitionSpec(), PartitionSpec("data"), PartitionSpec("data")), out_specs=PartitionSpec(),
+    )
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("empty", [False, True])
+def test_two_devices_are_one(empty: bool) -> None:
     """With a revival in it; to rounding as one device with the whole batch, to the bit as each other."""
     assert len(jax.devices()) >= 2, "run with XLA_FLAGS=--xla_force_host_platform_device_count=2"
-    data, whole = PartitionSpec("data"), PartitionSpec()
-    mesh = Mesh(jax.devices()[:2], ("data",))
-    sharded = jax.jit(
-        jax.shard_map(
-            partial(learn, axis_name="data"),
-            mesh=mesh, in_specs=(whole, data, data), out_specs=whole, check_vma=checked,
-        )
-    )  # fmt: skip
     one = two = start = codebook_of(normal(CODES, 4, seed=1) * 3)
     mask = np.arange(64) < (32 if empty else 50)  # with 32 the second device has nothing
     for z in normal(4, 64, 4):

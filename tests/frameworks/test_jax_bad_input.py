@@ -41,9 +41,13 @@ def quantize(z: object, **given: object) -> None:
     vqkit.jax.quantize(jnp.zeros((6, 4)), z, **given)  # type: ignore[arg-type]
 
 
+def statistics_of(codes: int) -> vqkit.jax.Statistics:
+    """As `quantize` returns them with dimension 4 and no sample."""
+    return vqkit.jax.Statistics(*map(jnp.zeros, [(codes,), (codes, 4), (), (0, 4), (0,)]))
+
+
 def update(**given: object) -> None:
-    codebook = codebook_of(normal(6, 4))
-    vqkit.jax.update(codebook, vqkit.jax.quantize(codebook, jnp.zeros((2, 4))).statistics, **given)  # type: ignore[arg-type]
+    vqkit.jax.update(codebook_of(normal(6, 4)), statistics_of(6), **given)  # type: ignore[arg-type]
 
 
 def init(**given: object) -> None:
@@ -80,17 +84,17 @@ REFUSED: dict[str, tuple[Callable, str]] = {
         "statistics hold 0: call .*sample=6",
     ),
     "others' statistics": (
-        lambda: vqkit.jax.update(codebook_of(Z), vqkit.jax.quantize(jnp.ones((3, 4)), Z).statistics),
+        lambda: vqkit.jax.update(codebook_of(Z), statistics_of(3)),
         r"statistics are of 3 codes of dimension 4, but codebook has shape \(2, 4\)",
     ),
     "codes for a codebook": (
-        lambda: vqkit.jax.update(jnp.asarray(Z), vqkit.jax.quantize(jnp.asarray(Z), Z).statistics),
+        lambda: vqkit.jax.update(jnp.asarray(Z), statistics_of(2)),
         r"codebook is a ArrayImpl; update takes a Codebook: .* pass codebook._replace\(codes=codes\)",
     ),
     "an array to start from": (lambda: init(start=Z), r"start is ndarray; vqkit.jax starts from .* Given\(array\)"),
     "no codes": (lambda: init(codebook_size=0), "codebook_size is 0; it must be at least 1"),
     "a start from data": (lambda: init(start=vqkit.KMeans()), "For k-means cluster encoder outputs"),
-    "another shape": (lambda: init(start=vqkit.Given(Z)), r"array has shape \(2, 4\); .* it must be \(8, 4\)"),
+    "another shape": (lambda: init(start=vqkit.Given(Z)), r"array .* must be \(8, 4\): set codebook_size=2 and"),
     "an index too high": (
         lambda: look_up([0, 3]),
         "indices holds 3, but .* 3 codes",

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import keras
@@ -328,15 +326,6 @@ def test_a_keras_file_holds_all(kind: str, update, tmp_path: Path) -> None:
     for each in (loaded, model):  # the optimizer's memory came along: both go on alike
         each.fit(x, x, batch_size=B, verbose=0, shuffle=False)
     assert same(weights(quantizer_of(loaded)), weights(quantizer_of(model)))
-
-
-def test_a_keras_file_opened_without_vqkit_names_the_class(tmp_path: Path) -> None:
-    sequential().save(tmp_path / "m.keras")
-    program = f"import keras; keras.saving.load_model({str(tmp_path / 'm.keras')!r})"
-    told = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert told.returncode != 0
-    assert "Could not locate class 'VectorQuantizer'" in told.stderr
-    assert "vqkit" in told.stderr
 
 
 # --- bad input ----------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -49,9 +50,9 @@ def near(codes: np.ndarray) -> np.ndarray:
 # --- the exponential moving average -------------------------------------------------------------------------------
 
 
-def test_twenty_steps_follow_the_recurrence(framework: Adapter, dtype: str, form: str) -> None:
+def test_twenty_steps_follow_the_recurrence(held: Callable[..., Quantizer], dtype: str, form: str) -> None:
     """From the first on, with batches that drift, so that codes fall idle and come back."""
-    vq = framework.make(normal(K, D, seed=1, dtype=dtype), update=vqkit.EMA(0.9), dtype=dtype)
+    vq = held(normal(K, D, seed=1, dtype=dtype), update=vqkit.EMA(0.9))
     expected = Expected(vq, 0.9)
     for step in range(20):
         z = (np.sin(step) + normal(N, D, seed=20 + step)).astype(dtype)
@@ -67,10 +68,10 @@ def test_decay_zero_is_a_step_of_lloyd(framework: Adapter, dtype: str) -> None:
     close(vq.state()["codebook"], reference.lloyd(z, codes), dtype, "the codebook", terms=N)
 
 
-def test_idle_codes_keep_their_bits(framework: Adapter, form: str) -> None:
+def test_idle_codes_keep_their_bits(framework: Adapter, held: Callable[..., Quantizer], form: str) -> None:
     """On the first step as on the 300th."""
     codes = 10 * normal(K, D, seed=1)
-    vq = framework.make(codes, update=vqkit.EMA(0.9))
+    vq = held(codes, update=vqkit.EMA(0.9))
     z = near(codes[::2])
     for step in range(300 if form == framework.forms[-1] else 3):
         vq.learn(z, form=form)
@@ -123,9 +124,9 @@ def _revival(framework: Adapter, update: str) -> vqkit.NoRevival | vqkit.Reseed:
 # --- what no codebook learns from ---------------------------------------------------------------------------------
 
 
-def test_nothing_is_learnt_from_masked_positions(framework: Adapter, form: str) -> None:
+def test_nothing_is_learnt_from_masked_positions(held: Callable[..., Quantizer], form: str) -> None:
     z = normal(N, D)
-    vq = framework.make(normal(K, D, seed=1), update=vqkit.EMA(0.9))
+    vq = held(normal(K, D, seed=1), update=vqkit.EMA(0.9))
     expected = Expected(vq, 0.9)
     for filling in (np.nan, np.inf, 0.0, 1e30):
         expected.learn(z, vq.state()["codebook"], MASK)
@@ -143,17 +144,17 @@ def test_a_batch_without_a_vector_is_no_step(framework: Adapter, update: str) ->
         unchanged(before, vq.state(), f"a batch without a vector, {shape},")
 
 
-def test_an_empty_batch_is_no_step_in_any_form(framework: Adapter, form: str) -> None:
-    vq = framework.make(normal(K, D, seed=1), update=vqkit.EMA())
+def test_an_empty_batch_is_no_step_in_any_form(held: Callable[..., Quantizer], form: str) -> None:
+    vq = held(normal(K, D, seed=1), update=vqkit.EMA(0.9))
     before = vq.state()
     vq.learn(normal(3, 0, D), form=form)
     unchanged(before, vq.state(), "an empty batch")
 
 
-def test_what_is_not_finite_enters_no_codebook(framework: Adapter, form: str) -> None:
+def test_what_is_not_finite_enters_no_codebook(held: Callable[..., Quantizer], form: str) -> None:
     """Eager it raises and leaves no trace; compiled, the step is that of the other vectors."""
     z = normal(N, D)
-    vq = framework.make(normal(K, D, seed=1), update=vqkit.EMA(0.9))
+    vq = held(normal(K, D, seed=1), update=vqkit.EMA(0.9))
     expected = Expected(vq, 0.9)
     for fault in (np.nan, np.inf, -np.inf):
         z[5, 2] = fault
@@ -168,11 +169,11 @@ def test_what_is_not_finite_enters_no_codebook(framework: Adapter, form: str) ->
             expected.check(vq, "float32", f"after a step with {fault}")
 
 
-def test_no_code_is_revived_onto_what_is_not_finite(framework: Adapter, form: str) -> None:
+def test_no_code_is_revived_onto_what_is_not_finite(held: Callable[..., Quantizer], form: str) -> None:
     """Four vectors are there to land on, again and again, and one that is none."""
     z = np.resize(normal(4, D), (N, D))
     z[5, 2] = np.nan
-    vq = framework.make(100 + normal(K, D, seed=1), update=vqkit.EMA(0.9), revival=vqkit.Reseed(after=1e-3))
+    vq = held(100 + normal(K, D, seed=1), update=vqkit.EMA(0.9), revival=vqkit.Reseed(after=1e-3))
     vq.learn(z, np.arange(N) != 5 if form == "eager" else None, form=form)
     for name, values in vq.state().items():
         assert np.isfinite(values).all(), f"{name} holds what is not finite"
@@ -183,17 +184,9 @@ def test_no_code_is_revived_onto_what_is_not_finite(framework: Adapter, form: st
 # --- revival ------------------------------------------------------------------------------------------------------
 
 
-def test_a_dead_code_lands_on_a_vector_and_is_chosen(framework: Adapter, revived: str) -> None:
-    check_revival(framework, revived, "eager")
-
-
-def test_a_dead_code_is_revived_in_every_form(framework: Adapter, form: str) -> None:
-    check_revival(framework, "ema", form)
-
-
-def check_revival(framework: Adapter, revived: str, form: str) -> None:
+def test_a_dead_code_lands_on_a_vector_and_is_chosen(held: Callable[..., Quantizer], revived: str, form: str) -> None:
     codes = 10 * normal(K, D, seed=1)
-    vq = framework.make(codes, update=UPDATES[revived], revival=vqkit.Reseed(after=1e-3))  # one batch is a lifetime
+    vq = held(codes, update=UPDATES[revived], revival=vqkit.Reseed(after=1e-3))  # one batch is a lifetime
     z = (near(codes[::2]) + 2 * normal(N, D, seed=6)).astype(np.float32)
     dead = np.setdiff1d(np.arange(K), reference.nearest(z, codes))
     vq.learn(z, form=form)

@@ -155,10 +155,10 @@ def test_both_spellings_have_equal_values_and_gradients(mode: str) -> None:
     codebook, layer = tf.Variable(codes), VectorQuantizer(K, D, start=vqkit.Given(codes))
     layer.build((None, D))
 
-    def by_hand(straight_through: Callable) -> tuple:
+    def by_hand(straight_through: Callable, indices: tf.Tensor) -> tuple:
         with tf.GradientTape() as tape:
             z = x @ encoder
-            e = tf.gather(codebook, tf.stop_gradient(search(z, codebook)))
+            e = tf.gather(codebook, indices)
             z_q = straight_through(z, e)
             of_codebook = tf.reduce_mean((tf.stop_gradient(z) - e) ** 2)
             commitment = 0.25 * tf.reduce_mean((z - tf.stop_gradient(e)) ** 2)
@@ -172,10 +172,12 @@ def test_both_spellings_have_equal_values_and_gradients(mode: str) -> None:
         gradients = tape.gradient(loss, (encoder, layer.codebook.value, decoder))
         return loss, z_q, *map(tf.convert_to_tensor, gradients)
 
-    stopped = MODES[mode](lambda: by_hand(straight_through_stop_gradient))()
-    custom = MODES[mode](lambda: by_hand(straight_through_custom_gradient))()
-    ours = MODES[mode](by_layer)()
-    for one, other, third in zip(stopped, custom, ours, strict=True):
+    def all_three() -> tuple:
+        indices = search(x @ encoder, codebook)
+        spellings = straight_through_stop_gradient, straight_through_custom_gradient
+        return *(by_hand(spelling, indices) for spelling in spellings), by_layer()
+
+    for one, other, third in zip(*MODES[mode](all_three)(), strict=True):
         np.testing.assert_array_equal(one, other)
         np.testing.assert_allclose(third, one, rtol=2e-5, atol=1e-7)
 

@@ -1,7 +1,8 @@
 """The TensorFlow that people are given in answers about VQ-VAE: as it is printed, what really happens; then corrected.
 
 The two conversations quoted here explain a layer line by line, and ask for a confirmation of ``@tf.custom_gradient``.
-Each statement that can be checked is a test; ``test_tensorflow_optimizers.py`` has those about ``apply_gradients``.
+Each statement that can be checked is a test; ``test_tensorflow_optimizers.py`` has those about ``apply_gradients``,
+``test_tensorflow_quoted.py`` the lines that are quoted alone.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import vqkit.keras
 
 CODES, DIM = 16, 4
 
-# As printed, but for a comment that the printer had broken over two lines.
+# As printed, in a function's head and end: three lines are no Python, two of them halves of a broken comment.
 PRINTED = """
 def quantize(self, x, training):
     z = self.encoder(x, training=training)
@@ -26,7 +27,8 @@ def quantize(self, x, training):
     dist = (tf.reduce_sum(z_flat**2, 1, keepdims=True)
          - 2 * tf.matmul(z_flat, e, transpose_b=True)
          + tf.reduce_sum(e**2, 1))
-    k = tf.argmin(dist, axis=1)
+    k = tf.argmin(dist, axis=1) # The indices of the chosen
+codes
     e_q = tf.gather(e, k)
     # Update usage statistics during training
     if training:
@@ -34,7 +36,8 @@ def quantize(self, x, training):
       decay = 0.99
       self.codebook_usage.assign(self.codebook_usage *
 decay)
-      # Get one-hot representation of which codes were used
+      # Get one-hot representation of which codes were
+used
       k_one_hot = tf.one_hot(k, self.num_embeddings)
       # Sum up usage across the batch
       usage_in_batch = tf.reduce_sum(k_one_hot, axis=0)
@@ -49,7 +52,9 @@ H, W, C])
     x_hat = self.decoder(z_q, training=training)
     return locals()
 """
-CORRECTED = PRINTED.replace("codebook loss =\n", "codebook_loss = ")
+JOINED_ONE = PRINTED.replace("chosen\ncodes", "chosen codes")
+JOINED = JOINED_ONE.replace("were\nused", "were used")
+CORRECTED = JOINED.replace("codebook loss =\n", "codebook_loss = ")
 
 
 class Model:
@@ -91,10 +96,17 @@ def normal(*shape: int, seed: int = 0) -> tf.Tensor:
 # --- The layer, line by line ---------------------------------------------------------------------------------------
 
 
-def test_the_layer_as_printed_is_no_python() -> None:
-    with pytest.raises(SyntaxError, match="invalid syntax") as caught:
-        compile(PRINTED, "printed", "exec")
-    assert caught.value.text == "    codebook loss =\n"
+@pytest.mark.parametrize(
+    ("source", "error", "line"),
+    [(PRINTED, "unexpected indent", "    e_q = tf.gather(e, k)\n"),
+     (JOINED_ONE, "unexpected indent", "      k_one_hot = tf.one_hot(k, self.num_embeddings)\n"),
+     (JOINED, "invalid syntax", "    codebook loss =\n")],
+    ids=["as printed", "one comment joined", "both joined"],
+)  # fmt: skip
+def test_the_layer_as_printed_is_no_python_for_three_reasons(source: str, error: str, line: str) -> None:
+    with pytest.raises(SyntaxError, match=error) as caught:
+        compile(source, "printed", "exec")
+    assert caught.value.text == line
 
 
 def test_an_embedding_has_no_weight_zero_before_it_is_built() -> None:

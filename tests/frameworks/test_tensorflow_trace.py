@@ -121,6 +121,10 @@ def test_what_it_refuses_says_what_to_do() -> None:
 
     for call, message in [
         (lambda: vqkit.keras.trace({"loss": consumed}, groups, once), r"tape is not persistent: .*persistent=True\)"),
+        (
+            lambda: vqkit.keras.trace({"loss": loss}, groups, None),
+            r"tape is None; it must be the tf\.GradientTape\(persistent=True\) that recorded the losses",
+        ),
         (lambda: vqkit.keras.trace({"l": several}, groups, tape), r"losses\['l'\] is a EagerTensor of shape \(2,\)"),
         (lambda: vqkit.keras.trace({"l": 3.0}, groups, tape), r"losses\['l'\] is a float of shape \(\); it must be"),
         (lambda: vqkit.keras.trace({"l": unrelated}, groups, tape), r"losses\['l'\] depends on nothing in a: compute"),

@@ -24,6 +24,10 @@ class TorchQuantizer:
     def __init__(self, vq: vqkit.VectorQuantizer) -> None:
         self.vq = vq
 
+    @property
+    def native(self) -> vqkit.VectorQuantizer:
+        return self.vq
+
     def set_codebook(self, codes: np.ndarray) -> None:
         self.vq.set_codebook(codes)
 
@@ -36,26 +40,31 @@ class TorchQuantizer:
         form: str = "eager",
         cast: str | None = None,
     ) -> Forward:
-        tensor = torch.tensor(z)
-        tensor = tensor if cast is None else tensor.to(getattr(torch, cast))
-        z_q, indices, losses = self.vq.train(training)(tensor, _tensor(mask))
-        wide = torch.promote_types(z_q.dtype, torch.float32)
+        z_q, indices, losses = self.vq.train(training)(_tensor(z, cast), _tensor(mask))
         values = (losses.codebook.item(), losses.commitment.item(), losses.total.item())
-        return Forward(_array(z_q.to(wide)), indices.numpy(), *values, str(z_q.dtype).removeprefix("torch."))
+        return Forward(_array(z_q), indices.numpy(), *values, str(z_q.dtype).removeprefix("torch."))
 
     def gradients(
-        self, z: np.ndarray, g: np.ndarray, mask: np.ndarray | None = None, *, form: str = "eager"
+        self,
+        z: np.ndarray,
+        g: np.ndarray,
+        mask: np.ndarray | None = None,
+        *,
+        form: str = "eager",
+        cast: str | None = None,
     ) -> Gradients:
-        tensor = torch.tensor(z, requires_grad=True)
+        tensor = _tensor(z, cast).requires_grad_()
         self.vq.train().zero_grad()
         z_q, _, losses = self.vq(tensor, _tensor(mask))
-        ((z_q * torch.tensor(g)).sum() + losses.total).backward()
+        ((z_q * _tensor(g, cast)).sum() + losses.total).backward()
         vqkit.discard(self.vq)
         codes = self.vq.codebook.grad if self.vq.update.by_gradient else torch.zeros_like(self.vq.codebook)
         return Gradients(_array(tensor.grad), _array(codes))
 
-    def learn(self, z: np.ndarray, mask: np.ndarray | None = None, *, form: str = "eager") -> None:
-        self.vq.train()(torch.tensor(z, requires_grad=True), _tensor(mask)).loss.backward()
+    def learn(
+        self, z: np.ndarray, mask: np.ndarray | None = None, *, form: str = "eager", cast: str | None = None
+    ) -> None:
+        self.vq.train()(_tensor(z, cast).requires_grad_(), _tensor(mask)).loss.backward()
         vqkit.step(self.vq)
 
     def encode(self, z: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
@@ -82,9 +91,10 @@ def make(
     estimator: Any = vqkit.StraightThrough(),
     commitment: float = 0.25,
     revival: Any = vqkit.NoRevival(),
+    n: Any = 1.0,
     dtype: str = "float32",
 ) -> TorchQuantizer:
-    given = vqkit.Given(codes.astype(dtype))
+    given = vqkit.Given(codes.astype(dtype), n)
     slots = {"update": update, "estimator": estimator, "commitment": commitment, "revival": revival, "start": given}
     return TorchQuantizer(vqkit.VectorQuantizer(codes.shape[1], len(codes), **slots, seed=0))
 
@@ -122,9 +132,10 @@ def train(
     return Trained(_array(vq.codebook), found)
 
 
-def _tensor(mask: np.ndarray | None) -> Tensor | None:
-    return None if mask is None else torch.tensor(mask)
+def _tensor(array: np.ndarray | None, dtype: str | None = None) -> Any:
+    return None if array is None else torch.tensor(array, dtype=dtype and getattr(torch, dtype))
 
 
 def _array(tensor: Tensor) -> np.ndarray:
-    return tensor.detach().numpy()
+    """In float32 of a half precision."""
+    return (tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor).detach().numpy()

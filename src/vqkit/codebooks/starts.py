@@ -78,8 +78,10 @@ class Given:
     def codebook(self, codes: int, dim: int, rng: Any) -> tuple[np.ndarray, np.ndarray]:
         given, n = as_numpy(self.array), as_numpy(self.n)
         if given.shape != (codes, dim):
+            sizes = f"set codebook_size={given.shape[0]} and dim={given.shape[1]}, or " if given.ndim == 2 else ""
             raise ValueError(
-                f"array has shape {given.shape}; with codebook_size={codes} and dim={dim} it must be ({codes}, {dim})."
+                f"array has shape {given.shape}; with codebook_size={codes} and dim={dim} it must be ({codes}, {dim}): "
+                f"{sizes}pass codes of that shape."
             )
         if n.shape not in ((), (codes,)) or not (n >= 0).all() or not np.isfinite(n).all():
             raise ValueError(f"n has shape {n.shape}; it must be a number or {codes} of them, finite and not negative.")

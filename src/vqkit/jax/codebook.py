@@ -54,11 +54,9 @@ def init(key: Array, *, codebook_size: int, dim: int, start: DataFreeStart = Uni
             f"start is {what}; vqkit.jax starts from Uniform(), Normal() or Given(array). For k-means cluster "
             "encoder outputs, centres = sklearn.cluster.KMeans(codebook_size).fit(z).cluster_centers_, then Given."
         )
-    codes, n = start.codebook(codebook_size, dim, _Random(key))
-    codes = jnp.asarray(codes)
-    n = jnp.broadcast_to(jnp.asarray(n, codes.dtype), codebook_size)
-    idle = jnp.zeros(codebook_size, jnp.int32)
-    return Codebook(codes, n, jnp.zeros_like(n), idle, jnp.zeros((), jnp.int32))
+    codes, n = map(jnp.asarray, start.codebook(codebook_size, dim, _Random(key)))
+    n = jnp.broadcast_to(n.astype(codes.dtype), codebook_size)
+    return Codebook(codes, n, jnp.zeros_like(n), jnp.zeros_like(n, jnp.int32), jnp.zeros((), jnp.int32))
 
 
 def look_up(codebook: Codebook | Float[Array, "codes dim"], indices: Int[Array, "..."]) -> Float[Array, "... dim"]:

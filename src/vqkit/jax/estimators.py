@@ -25,11 +25,10 @@ def straight_through_custom_vjp(z: Float[Array, "... dim"], z_q: Float[Array, ".
     return z_q
 
 
-def _forward(z: Array, z_q: Array) -> tuple[Array, None]:
-    return straight_through_custom_vjp(z, z_q), None  # and not z_q, of which a second derivative would be zero
-
-
-straight_through_custom_vjp.defvjp(_forward, lambda _, gradient: (gradient, jnp.zeros_like(gradient)))
+straight_through_custom_vjp.defvjp(
+    lambda z, z_q: (straight_through_custom_vjp(z, z_q), None),  # and not z_q, of which a second derivative is zero
+    lambda _, gradient: (gradient, jnp.zeros_like(gradient)),
+)
 
 
 def straight_through_stop_gradient(z: Float[Array, "... dim"], z_q: Float[Array, "... dim"]) -> Float[Array, "... dim"]:

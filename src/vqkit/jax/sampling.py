@@ -7,20 +7,15 @@ union. Over keys, which are the numbers of the steps, each vector is as likely t
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-if TYPE_CHECKING:
-    from jaxtyping import Bool, Float, Int, UInt
-
 _NO_ROW = np.uint32(0xFFFFFFFF)
 
 
-def bits_of(rows_ND: Array) -> UInt[Array, "n words"]:
-    """The bits of each row in words of 32, of zeros the positive one: equal rows have equal bits."""
+def bits_of(rows_ND: Array) -> Array:
+    """The bits of each row in words of 32, (N, words) uint32, of zeros the positive one: equal rows have equal bits."""
     if rows_ND.dtype == jnp.float64:
         positive_ND = jnp.where(rows_ND == 0, 0, rows_ND)
         return lax.bitcast_convert_type(positive_ND, jnp.uint32).reshape(len(rows_ND), 2 * rows_ND.shape[1])
@@ -28,7 +23,7 @@ def bits_of(rows_ND: Array) -> UInt[Array, "n words"]:
     return jnp.where(bits_ND == np.uint32(0x80000000), np.uint32(0), bits_ND)
 
 
-def hash_of(bits_NW: Array, key: Array) -> UInt[Array, " n"]:
+def hash_of(bits_NW: Array, key: Array) -> Array:
     """``mix(sum_w mix(bits_w + mix(key + w)))`` modulo 2^32.
 
     Two distinct rows in 2^32 share a hash: of such a pair one is passed over.
@@ -37,9 +32,7 @@ def hash_of(bits_NW: Array, key: Array) -> UInt[Array, " n"]:
     return _mix(_mix(bits_NW + keys_W).sum(1, dtype=jnp.uint32))
 
 
-def sample_rows(
-    rows_ND: Float[Array, "n dim"], counts_N: Bool[Array, " n"], key: Int[Array, ""], size: int
-) -> tuple[Float[Array, "size dim"], UInt[Array, " size"]]:
+def sample_rows(rows_ND: Array, counts_N: Array, key: Array, size: int) -> tuple[Array, Array]:
     """The ``size`` rows of least hash among the distinct ones that count, and their hashes, in order."""
     if not size:
         return rows_ND[:0], jnp.zeros(0, jnp.uint32)
@@ -53,11 +46,11 @@ def least_rows(rows_ND: Array, hashes_N: Array, size: int) -> tuple[Array, Array
     hashes_N = jnp.pad(hashes_N, (0, size), constant_values=_NO_ROW)
     hashes_N, order_N = lax.sort((hashes_N, jnp.arange(len(hashes_N), dtype=jnp.int32)), num_keys=1)
     first_N = drawn(hashes_N) & jnp.append(True, hashes_N[1:] != hashes_N[:-1])
-    (chosen_S,) = jnp.nonzero(first_N, size=size, fill_value=-1)
+    chosen_S = jnp.sort(jnp.where(first_N, jnp.arange(len(first_N)), len(first_N) - 1))[:size]
     return rows_ND[order_N[chosen_S]], hashes_N[chosen_S]
 
 
-def drawn(hashes_S: Array) -> Bool[Array, " size"]:
+def drawn(hashes_S: Array) -> Array:
     """Which places of a sample hold a row."""
     return hashes_S != _NO_ROW
 

@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 # Scores held at a time: 2^19 float32 are 2 MiB, which a CPU's cache holds; a GPU wants larger pieces.
 _CHUNK_CPU, _CHUNK_ACCELERATOR = 2**19, 2**24
 _BLOCK = 2**15  # scores of doubtful rows held at a time, in float64
-_EPS_64 = float(np.finfo(np.float64).eps)
 
 
 def nearest_codes(z: Float[Array, "... dim"], codes: Float[Array, "codes dim"]) -> Int[Array, "..."]:
@@ -68,11 +67,12 @@ def _search(z_ND: Array, codes_KD: Array) -> Array:
     with jax.enable_x64(True):
         wide = jnp.promote_types(jnp.promote_types(z_ND.dtype, codes_KD.dtype), jnp.float32)
         z_ND, codes_KD = z_ND.astype(wide), codes_KD.astype(wide)
-        tables = [codes_KD] if wide == jnp.float64 else [codes_KD, _as_float64(codes_KD)]
+        narrow = wide != jnp.float64 and len(codes_KD) < 2**23  # what float32 can number
+        tables = [codes_KD, _as_float64(codes_KD)] if narrow else [_as_float64(codes_KD)]
         doubtful_N = jnp.isfinite(z_ND).all(1)  # all that have a nearest code
         indices_N = jnp.zeros_like(doubtful_N, jnp.int32)
         scores = _CHUNK_CPU if jax.default_backend() == "cpu" else _CHUNK_ACCELERATOR
-        passes: list[Decide] = [*map(_scorer, tables), partial(_decide, tables[-1])]
+        passes: list[Decide] = [*map(partial(_scorer, _repeated(codes_KD)), tables), partial(_decide, tables[-1])]
         for decide in passes:
             indices_N, doubtful_N = _settle(decide, z_ND, indices_N, doubtful_N, max(1, scores // len(codes_KD)))
             scores = _BLOCK
@@ -98,8 +98,9 @@ def _settle(
     """Decides the doubtful rows, ``each`` at a time, so that time and memory are those of the rows that there are."""
     rows = len(z_ND)
     each = -(-rows // -(-rows // each))  # pieces of one size
-    (which,) = jnp.nonzero(doubtful_N, size=rows + each, fill_value=rows)
-    which = which.astype(jnp.int32)
+    # Sorted, because the sums of jnp.nonzero take a second to compile.
+    place_N = jnp.where(doubtful_N, jnp.arange(rows, dtype=jnp.int32), rows)
+    which = jnp.pad(jnp.sort(place_N, stable=False), (0, each), constant_values=rows)
 
     def block(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         start, indices_N, doubtful_N = state
@@ -108,11 +109,10 @@ def _settle(
         indices_N = indices_N.at[these].set(found, mode="drop")
         return start + np.int32(each), indices_N, doubtful_N.at[these].set(doubtful, mode="drop")
 
-    end = doubtful_N.sum(dtype=jnp.int32)
-    return lax.while_loop(lambda state: state[0] < end, block, (jnp.int32(0), indices_N, doubtful_N))[1:]
+    return lax.while_loop(lambda state: which[state[0]] < rows, block, (jnp.int32(0), indices_N, doubtful_N))[1:]
 
 
-def _scorer(codes_KD: Array) -> Decide:
+def _scorer(repeated_K: Array, codes_KD: Array) -> Decide:
     """Decides by scores in the dtype of the codes.
 
     With ``u`` the unit roundoff and E the longest code, product, norm and difference together err by less than
@@ -127,27 +127,26 @@ def _scorer(codes_KD: Array) -> Decide:
     squares_K = jnp.sum(e_KD * e_KD, 1)
     longest = jnp.sqrt(squares_K.max())
     longest = jnp.where(jnp.isfinite(longest), longest, jnp.nan)  # where a square overflowed, every row is in doubt
-    half_K = jnp.where(_repeated(codes_KD), jnp.inf, squares_K / 2)  # a codebook of equal codes would tie on every row
-    index_K = jnp.arange(codes, dtype=jnp.int32)
+    half_K = jnp.where(repeated_K, jnp.inf, squares_K / 2)  # a codebook of equal codes would tie on every row
+    # Of the codes k that may be the nearest the numbers K + k are added: of one code the sum is that number, exactly,
+    # of more it is 2 K or above, and 0 where something overflowed. It is one pass, where the lowest and
+    # the highest such k take two (a third of the whole step), and XLA's argmax, which does not vectorize, takes longer.
+    number_K = codes + jnp.arange(codes, dtype=dtype)
 
     def decide(z_RD: Array) -> tuple[Array, Array]:
         x_RD = (z_RD if dtype == z_RD.dtype else _as_float64(z_RD)) - centre_D
         scores_RK = jnp.dot(x_RD, e_KD.T, precision=lax.Precision.HIGHEST) - half_K
         reach_R = jnp.sqrt(jnp.sum(x_RD * x_RD, 1)) + longest
-        bound_R = (reach_R * (2 * dims * _EPS_64) + longest * (2 * dims * eps)) * reach_R
+        bound_R = (reach_R * (2 * dims * 2.0**-52) + longest * (2 * dims * eps)) * reach_R
         limit_R = scores_RK.max(1) - bound_R - 4 * dims * tiny
-        # Codes that may be the nearest; none, and doubt, where something overflowed. XLA's argmax takes five times as
-        # long as all of this, because it does not vectorize.
-        near_RK = scores_RK > limit_R[:, None]
-        lowest_R = jnp.where(near_RK, index_K, codes).min(1)
-        highest_R = jnp.where(near_RK, index_K, -1).max(1)
-        return lowest_R, lowest_R != highest_R
+        sum_R = jnp.where(scores_RK > limit_R[:, None], number_K, 0).sum(1)
+        return sum_R.astype(jnp.int32) - codes, (sum_R < codes) | (sum_R >= 2 * codes)
 
     return decide
 
 
 def _decide(codes_KD: Array, z_RD: Array) -> tuple[Array, Array]:
-    """The definition: the lowest index of the least sum; 0 in a row that is not finite."""
+    """The definition: the lowest index of the least sum."""
     codes, dim = codes_KD.shape
     z_DR, codes_DK = _as_float64(z_RD).T, codes_KD.T
 
@@ -158,21 +157,21 @@ def _decide(codes_KD: Array, z_RD: Array) -> tuple[Array, Array]:
         return total_RK + square_RK, difference_RK * difference_RK
 
     first_RK = (z_DR[0][:, None] - codes_DK[0]) ** 2
-    nothing_RK = jnp.minimum(first_RK, 0)  # zeros that vary over devices as the sums will
-    total_RK, square_RK = lax.fori_loop(np.int32(0), np.int32(dim), add, (nothing_RK, nothing_RK))
+    start = jnp.minimum(first_RK, 0), first_RK  # zeros that vary over devices as the sums will
+    total_RK, square_RK = lax.fori_loop(np.int32(1), np.int32(dim), add, start)
     total_RK = total_RK + square_RK
     least_RK = total_RK == total_RK.min(1, keepdims=True)
-    index_R = jnp.where(least_RK, jnp.arange(codes, dtype=jnp.int32), codes).min(1)
-    return jnp.where(index_R == codes, 0, index_R), jnp.zeros(len(z_RD), bool)
+    index_R = jnp.where(least_RK, jnp.arange(codes, dtype=jnp.int32), codes - 1).min(1)
+    return index_R, jnp.zeros(len(z_RD), bool)
 
 
 def _repeated(codes_KD: Array) -> Bool[Array, " codes"]:
     """True for a code that equals one of lower index: it is never chosen."""
     bits_KD = bits_of(codes_KD)
-    hashes_K = hash_of(bits_KD, jnp.uint32(0))
-    order_K = jnp.argsort(hashes_K)
-    leader_K = order_K[jnp.searchsorted(hashes_K[order_K], hashes_K)]
-    return (leader_K < jnp.arange(len(codes_KD))) & (bits_KD == bits_KD[leader_K]).all(1)
+    order_K = jnp.argsort(hash_of(bits_KD, jnp.uint32(0)), stable=True)
+    before_K = jnp.roll(order_K, 1)
+    same_K = (before_K < order_K) & (bits_KD[before_K] == bits_KD[order_K]).all(1)
+    return jnp.zeros(len(order_K), bool).at[order_K].set(same_K)
 
 
 def _as_float64(x: Array) -> Array:

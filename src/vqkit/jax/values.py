@@ -60,7 +60,4 @@ def refuse_faults(z: Array, codes: Array, mask: Array | bool = True) -> None:
 
 def known(condition: Array) -> bool:
     """Whether the condition is true; False where it is only traced."""
-    try:
-        return bool(condition)
-    except jax.errors.ConcretizationTypeError:
-        return False
+    return not isinstance(condition, jax.core.Tracer) and bool(condition)

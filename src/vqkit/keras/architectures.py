@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import keras
+import numpy as np
 from keras import initializers, layers, ops
 
 from vqkit.models.architectures import Convolutional, Patchwise
@@ -33,7 +34,8 @@ def build(architecture: Patchwise | Convolutional, channels: int, dim: int) -> t
 
 
 def _patch_encoder(sizes: Patchwise, x: Any, dim: int) -> Any:
-    x = _conv(Unshuffle(sizes.stride, name="unshuffle")(x), sizes.hidden, 3, "embed", _as_in_torch)
+    patches = ops.space_to_depth(x, sizes.stride, data_format="channels_last")
+    x = _conv(_transposed(patches, sizes.stride**2), sizes.hidden, 3, "embed", _as_in_torch)
     x = _trunk(x, sizes.encoder_blocks, sizes.hidden, _as_in_torch, use_bias=True)
     return _conv(x, dim, 1, "project", _as_in_torch)
 
@@ -42,7 +44,13 @@ def _patch_decoder(sizes: Patchwise, x: Any, channels: int) -> Any:
     x = _conv(x, sizes.hidden, 3, "embed", _as_in_torch)
     x = _trunk(x, sizes.decoder_blocks, sizes.hidden, _as_in_torch, use_bias=True)
     x = _conv(x, channels * sizes.stride**2, 3, "project", _as_in_torch)
-    return Shuffle(sizes.stride, name="shuffle")(x)
+    return ops.depth_to_space(_transposed(x, channels), sizes.stride, data_format="channels_last")
+
+
+def _transposed(x: Any, slow: int) -> Any:
+    """The last axis (slow, fast) as (fast, slow): of a patch PyTorch's channels are slowest, and Keras's fastest."""
+    order = np.arange(x.shape[-1]).reshape(slow, -1).T
+    return ops.take(x, order.ravel().tolist(), axis=-1)
 
 
 def _conv_encoder(sizes: Convolutional, x: Any, dim: int) -> Any:
@@ -103,18 +111,16 @@ def _as_published(spread: float) -> tuple[Any, Any]:
     return initializers.TruncatedNormal(stddev=spread), initializers.Zeros()
 
 
-class _OfStride(layers.Layer):
+@keras.saving.register_keras_serializable("vqkit")
+class Centred(layers.Layer):
+    """Pixels in [0, 1] around 0; ``stride`` must divide the height and the width, as each code stands for a square."""
+
     def __init__(self, stride: int, *, name: str | None = None, dtype: Any = None) -> None:
         super().__init__(name=name, dtype=dtype)
         self.stride = stride
 
     def get_config(self) -> dict[str, Any]:
         return {"stride": self.stride, "name": self.name, "dtype": self.dtype_policy.name}
-
-
-@keras.saving.register_keras_serializable("vqkit")
-class Centred(_OfStride):
-    """Pixels in [0, 1] around 0; ``stride`` must divide the height and the width, as each code stands for a square."""
 
     def call(self, images: Any) -> Any:
         height, width = images.shape[1:3]
@@ -127,33 +133,3 @@ class Centred(_OfStride):
 
     def compute_output_shape(self, input_shape: tuple[Any, ...]) -> tuple[Any, ...]:
         return input_shape
-
-
-@keras.saving.register_keras_serializable("vqkit")
-class Unshuffle(_OfStride):
-    """Each ``stride`` x ``stride`` patch becomes one vector, (B, h s, w s, c) to (B, h, w, c s s): channels slowest."""
-
-    def call(self, x: Any) -> Any:
-        batch, height, width, channels = ops.shape(x)
-        s, h, w = self.stride, height // self.stride, width // self.stride
-        patches = ops.transpose(ops.reshape(x, (batch, h, s, w, s, channels)), (0, 1, 3, 5, 2, 4))
-        return ops.reshape(patches, (batch, h, w, channels * s * s))
-
-    def compute_output_shape(self, input_shape: tuple[Any, ...]) -> tuple[Any, ...]:
-        batch, *sides, channels = input_shape
-        return (batch, *(side and side // self.stride for side in sides), channels * self.stride**2)
-
-
-@keras.saving.register_keras_serializable("vqkit")
-class Shuffle(_OfStride):
-    """The inverse of ``Unshuffle``."""
-
-    def call(self, x: Any) -> Any:
-        batch, h, w, wide = ops.shape(x)
-        s, channels = self.stride, wide // self.stride**2
-        patches = ops.transpose(ops.reshape(x, (batch, h, w, channels, s, s)), (0, 1, 4, 2, 5, 3))
-        return ops.reshape(patches, (batch, h * s, w * s, channels))
-
-    def compute_output_shape(self, input_shape: tuple[Any, ...]) -> tuple[Any, ...]:
-        batch, *sides, channels = input_shape
-        return (batch, *(side and side * self.stride for side in sides), channels // self.stride**2)

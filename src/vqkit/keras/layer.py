@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 import re
+from numbers import Integral
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import keras
@@ -102,8 +103,8 @@ class VectorQuantizer(keras.layers.Layer):
     ) -> None:
         super().__init__(name=name, dtype=dtype, trainable=trainable)
         for argument, size in (("codebook_size", codebook_size), ("dim", 1 if dim is None else dim)):
-            if size < 1:
-                raise ValueError(f"{argument} is {size}; it must be at least 1.")
+            if not isinstance(size, Integral) or size < 1:
+                raise ValueError(f"{argument} is {size!r}; it must be an integer of at least 1, for example 64.")
         if not 0 <= commitment < float("inf"):
             raise ValueError(f"commitment is {commitment}; it must be finite and not negative, for example 0.25.")
         _check_slot("update", update, "step", "EMA(decay=0.99)")
@@ -169,7 +170,7 @@ class VectorQuantizer(keras.layers.Layer):
         codes_ND = ops.take(backend.read(self.codebook), indices_N, axis=0)
         codes_ND = ops.stop_gradient(ops.cast(codes_ND, x_ND.dtype))
         # A padded vector is zero; one that is not finite shows as NaN to a loss scaler.
-        filler_N1 = float("nan") if mask_N is None else ops.where(mask_N[:, None], float("nan"), 0.0)
+        filler_N1 = ops.where(mask_N[:, None], float("nan"), 0.0)
         e_ND = ops.where(valid_N[:, None], codes_ND, ops.cast(filler_N1, x_ND.dtype))
         z_q_ND = with_gradient_of(self.estimator, z_ND, ops.cast(e_ND, z_ND.dtype))
 
@@ -191,14 +192,14 @@ class VectorQuantizer(keras.layers.Layer):
         if training and self.trainable:
             self._learn(x_ND, indices_N, valid_N, counts_K, residual_ND)
         shape = ops.shape(z)
-        indices = ops.reshape(_unmasked(indices_N, mask_N, -1), shape[:-1])
+        indices = ops.reshape(ops.where(mask_N, indices_N, -1), shape[:-1])
         return Quantized(ops.reshape(z_q_ND, shape), indices, Losses(codebook_loss, commitment, total))
 
     def encode(self, z: Any, mask: Any = None) -> Any:
         """The int32 index of the nearest code for each vector; -1 where ``mask`` is False."""
         z, z_ND, mask_N = self._flat(z, mask)
         _, indices_N, _ = self._search(z_ND, mask_N)
-        return ops.reshape(_unmasked(indices_N, mask_N, -1), ops.shape(z)[:-1])
+        return ops.reshape(ops.where(mask_N, indices_N, -1), ops.shape(z)[:-1])
 
     def decode(self, indices: Any) -> Any:
         """The codes that ``indices`` name, (..., dim) in the compute dtype; zeros where an index is -1.
@@ -206,7 +207,10 @@ class VectorQuantizer(keras.layers.Layer):
         Raises:
             ValueError: in eager mode, an index outside -1..K-1. (In a graph it gives NaN.)
         """
-        self._require_codebook()
+        if not self.built:
+            if self.dim is None:
+                raise ValueError(f"{self.name} has no codebook yet: pass dim=, or call it on an input first.")
+            self.build((None, self.dim))
         indices = ops.convert_to_tensor(indices)
         dtype = keras.backend.standardize_dtype(indices.dtype)
         if not keras.backend.is_int_dtype(dtype):
@@ -286,16 +290,14 @@ class VectorQuantizer(keras.layers.Layer):
         dtypes = [keras.backend.standardize_dtype(x.dtype) for x in (z_ND, self.codebook)]
         wide = "float64" if "float64" in dtypes else "float32"
         x_ND = ops.stop_gradient(ops.cast(z_ND, wide))
-        valid_N = finite_N = ops.all(ops.isfinite(x_ND), -1)
+        finite_N = ops.all(ops.isfinite(x_ND), -1)
         if backend.is_concrete(x_ND) and not bool(ops.all(finite_N)):
             row = int(np.argmin(ops.convert_to_numpy(finite_N)))
             raise ValueError(
                 f"z holds NaN or infinity (the first is in vector {row} of the flattened batch); every vector must be "
                 "finite. Lower the learning rate, clip gradients, or mask such positions with mask=."
             )
-        if mask_N is not None:
-            valid_N = finite_N & mask_N
-        return x_ND, backend.search(x_ND, ops.stop_gradient(backend.read(self.codebook))), valid_N
+        return x_ND, backend.search(x_ND, ops.stop_gradient(backend.read(self.codebook))), finite_N & mask_N
 
     def _flat(self, z: Any, mask: Any) -> tuple[Any, Any, Any]:
         """z, its vectors (N, dim) with zeros where they are masked, and the mask (N,)."""
@@ -305,9 +307,7 @@ class VectorQuantizer(keras.layers.Layer):
         if not self.built:
             self.build(z.shape)
         z_ND = ops.reshape(z, (-1, self._checked_dim(z.shape)))
-        if mask is None:
-            return z, z_ND, None
-        mask = ops.convert_to_tensor(mask)
+        mask = ops.ones(ops.shape(z)[:-1], "bool") if mask is None else ops.convert_to_tensor(mask)
         # In a graph an axis of any length is None.
         fits = all(None in pair or pair[0] == pair[1] for pair in zip(mask.shape, z.shape[:-1], strict=False))
         if not fits or len(mask.shape) != len(z.shape) - 1 or keras.backend.standardize_dtype(mask.dtype) != "bool":
@@ -331,12 +331,6 @@ class VectorQuantizer(keras.layers.Layer):
             )
         return int(last)
 
-    def _require_codebook(self) -> None:
-        if not self.built:
-            if self.dim is None:
-                raise ValueError(f"{self.name} has no codebook yet: pass dim=, or call it on an input first.")
-            self.build((None, self.dim))
-
     def _weight(self, name: str, values: np.ndarray, dtype: str, trainable: bool = False) -> Any:
         """Every replica assigns the same values, so that the first one's are everybody's."""
         return self.add_weight(
@@ -352,8 +346,5 @@ class VectorQuantizer(keras.layers.Layer):
 
 def _check_slot(name: str, value: object, method: str, example: str) -> None:
     if isinstance(value, type) or not hasattr(value, method):
-        raise ValueError(f"{name} is {value!r}; it must be an object such as {example}.")
-
-
-def _unmasked(indices_N: Any, mask_N: Any, filler: int) -> Any:
-    return indices_N if mask_N is None else ops.where(mask_N, indices_N, filler)
+        shown = type(value).__name__ if hasattr(value, "__len__") and not isinstance(value, str) else repr(value)
+        raise ValueError(f"{name} is {shown}; it must be an object such as {example}.")

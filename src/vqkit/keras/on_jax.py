@@ -9,9 +9,7 @@ import jax.numpy as jnp
 
 from vqkit.jax.search import nearest_codes
 
-
-def search(z_ND: jax.Array, codebook_KD: jax.Array) -> jax.Array:
-    return nearest_codes(z_ND, codebook_KD)
+search = nearest_codes
 
 
 def is_concrete(x: jax.Array) -> bool:

@@ -54,6 +54,8 @@ def trace(losses: Mapping[str, Any], groups: Mapping[str, Any], tape: Any) -> Tr
     for argument, value in (("losses", losses), ("groups", groups)):
         if not isinstance(value, Mapping) or not value:
             raise ValueError(f'{argument} is {value!r}; it must name at least one, as in {{"name": ...}}.')
+    if not hasattr(tape, "gradient"):
+        raise ValueError(f"tape is {tape!r}; it must be the tf.GradientTape(persistent=True) that recorded the losses.")
     variables = {name: _variables(name, group) for name, group in groups.items()}
     arrived = {name: _gradients(name, loss, variables, tape) for name, loss in losses.items()}
     routes = {name: {group: _route(found) for group, found in row.items()} for name, row in arrived.items()}

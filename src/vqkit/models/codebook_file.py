@@ -43,7 +43,8 @@ def save_codebook(path: str | os.PathLike[str], codebook: Any, n: Any = None) ->
     if len(codes.shape) != 2:
         raise ValueError(
             f"codebook ({type(codebook).__name__}) has shape {tuple(codes.shape)}; it must be (K, D), each row a code. "
-            "A Keras layer has its codes once it is built: call it, or give it dim= and call layer.build((None, dim))."
+            "Of a model pass the quantizer itself, such as model.layers[1]; a Keras layer has its codes once built: "
+            "call it, or give it dim= and call layer.build((None, dim))."
         )
     given = Given(codes, _array(getattr(holder, "n", 1.0) if n is None else n))
     codes, n = given.codebook(codes.shape[0], codes.shape[1], rng=None)
@@ -78,7 +79,8 @@ def load_codebook(path: str | os.PathLike[str]) -> Given:
         raise ValueError(f"{path} is of format {version}; this vqkit reads format {_VERSION}: install a newer one.")
     if metadata.get("metric") != _METRIC:
         raise ValueError(
-            f"{path} is for the metric {metadata.get('metric')!r}; vqkit's quantizers take codes for {_METRIC!r} alone."
+            f"{path} is for the metric {metadata.get('metric')!r}; vqkit's quantizers take {_METRIC!r} codes alone: "
+            "for cosine codes normalize the codes and z yourself, and save the codes anew with vqkit.save_codebook."
         )
     codes = tensors.get("codebook", np.empty(0))
     named = metadata.get("codebook_size"), metadata.get("dim")
