@@ -86,7 +86,7 @@ def test_files_are_short() -> None:
     texts = {str(path.relative_to(SOURCE)): path.read_text(encoding="utf-8") for path in FILES}
     scripts = {path.name: path.read_text(encoding="utf-8") for path in SOURCE.rglob("*.js")}
     assert {n: len(t.splitlines()) for n, t in (texts | scripts).items() if len(t.splitlines()) > 400} == {}
-    budgets = {"gradients/audit": 1350, "gradients/explain": 1100, "keras": 1060, "jax": 480, "": 5150}
+    budgets = {"gradients/audit": 1350, "gradients/explain": 1100, "keras": 1030, "jax": 470, "": 5300}
     lines = dict.fromkeys(budgets, 0)
     for name, text in texts.items():
         lines[next(part for part in budgets if name.startswith(part))] += _lines_of_code(text)

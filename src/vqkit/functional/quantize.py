@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from vqkit.functional import native
+
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
 
@@ -64,11 +66,24 @@ def statistics_of(
         mask = _without_faults(flat, residual, mask)
     if mask is not None:
         residual = torch.where(mask[:, None], residual, 0)
-    ones = residual.new_ones(()).expand(len(indices)) if mask is None else mask.to(residual.dtype)
-    flat.narrow(0, 1, codes).index_add_(0, indices, ones)
-    if size > 1 + codes:
-        flat[1 + codes :].view(codes, -1).index_add_(0, indices, residual)
+    ones = None if mask is None else mask.to(residual.dtype)
+    _add_by_code(residual, indices, flat[1 : 1 + codes], flat[1 + codes :].view(-1, residual.shape[1]), ones)
     return flat
+
+
+def _add_by_code(
+    residual_ND: Tensor, indices_N: Tensor, counts_K: Tensor, sums_KD: Tensor, weights_N: Tensor | None = None
+) -> None:
+    """Adds how often each code was chosen, and its residuals, to what there is of ``counts_K`` and ``sums_KD``."""
+    if weights_N is None and not residual_ND.requires_grad and native.takes(residual_ND, counts_K, sums_KD):
+        native.add_by_code(residual_ND, indices_N, counts_K, sums_KD)
+        return
+    if weights_N is None:
+        weights_N = residual_ND.new_ones(()).expand(len(indices_N))
+    if len(counts_K):
+        counts_K.index_add_(0, indices_N, weights_N)
+    if len(sums_KD):
+        sums_KD.index_add_(0, indices_N, residual_ND)
 
 
 def _without_faults(flat: Tensor, residual_ND: Tensor, mask_N: Tensor | None) -> Tensor:
@@ -103,21 +118,25 @@ class _Quantize(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         ctx.set_materialize_grads(False)
         z_ND = z.reshape(-1, z.shape[-1])  # in here it costs no node of the graph
-        # A lookup in the shape of z, because a view of one among several outputs could not be changed in place.
-        e = torch.embedding(codebook_KD, indices_N.view(z.shape[:-1]))
-        if mask_N is not None:
-            e = torch.where(mask_N.view(*z.shape[:-1], 1), e, 0)
-        if z.device.type != "cpu":  # where the search cannot raise, NaN shows the fault to a gradient scaler
-            e = torch.where(torch.isfinite(z).all(-1, keepdim=True), e, torch.nan)
         wide = torch.promote_types(torch.promote_types(z_ND.dtype, codebook_KD.dtype), torch.float32)
-        residual_ND = z_ND.to(wide) - e.view(z_ND.shape)
         if mask_N is None:
             ctx.scale = 1.0 / max(z_ND.numel(), 1)
         else:
             ctx.scale = 1.0 / (mask_N.sum() * z_ND.shape[1]).clamp(min=1).to(wide)
-        mean = residual_ND.square().sum() * ctx.scale
+        if mask_N is None and native.takes(z, codebook_KD):
+            z_q, residual_ND, squares = native.look_up(z, codebook_KD, indices_N)
+            mean = residual_ND.new_tensor(squares * ctx.scale)
+        else:
+            # A lookup in the shape of z, because a view of one among several outputs could not be changed in place.
+            e = torch.embedding(codebook_KD, indices_N.view(z.shape[:-1]))
+            if mask_N is not None:
+                e = torch.where(mask_N.view(*z.shape[:-1], 1), e, 0)
+            if z.device.type != "cpu":  # where the search cannot raise, NaN shows the fault to a gradient scaler
+                e = torch.where(torch.isfinite(z).all(-1, keepdim=True), e, torch.nan)
+            residual_ND = z_ND.to(wide) - e.view(z_ND.shape)
+            mean = residual_ND.square().sum() * ctx.scale
+            z_q = e.to(z.dtype)
         commitment = mean * beta
-        z_q = e.to(z.dtype)
         ctx.estimator, ctx.beta, ctx.codes = estimator, beta, len(codebook_KD)
         ctx.size, ctx.statistics_dtype = (0, None) if statistics is None else (statistics.numel(), statistics.dtype)
         ctx.shape, ctx.z_dtype, ctx.codebook_dtype = z.shape, z.dtype, codebook_KD.dtype
@@ -154,8 +173,8 @@ class _Quantize(torch.autograd.Function):
             if g_q is not None:
                 g_z = _pull_back(ctx.estimator, g_q, z, z_q)
             if g_commitment is not None:
-                tied = (residual_z_ND * (g_commitment * (2 * ctx.beta * ctx.scale))).view(ctx.shape)
-                g_z = tied if g_z is None else g_z + tied
+                residual, pull = residual_z_ND.view(ctx.shape), g_commitment * (2 * ctx.beta * ctx.scale)
+                g_z = residual * pull if g_z is None else torch.addcmul(g_z, residual, pull)
             if g_residual_z is not None:
                 g_residual_z = g_residual_z.view(ctx.shape)
                 g_z = g_residual_z if g_z is None else g_z + g_residual_z
@@ -167,7 +186,8 @@ class _Quantize(torch.autograd.Function):
         if needs_codebook and (g_codebook is not None or g_residual_e is not None):
             g_e = residual_e_ND.new_zeros(ctx.codes, residual_e_ND.shape[1])
             if g_codebook is not None:
-                g_e.index_add_(0, indices_N, residual_e_ND * (g_codebook * (-2 * ctx.scale)))
+                _add_by_code(residual_e_ND, indices_N, g_e.new_empty(0), g_e)
+                g_e = g_e * (g_codebook * (-2 * ctx.scale))
             if g_residual_e is not None:
                 g_e.index_add_(0, indices_N, g_residual_e, alpha=-1)
             g_e = g_e.to(ctx.codebook_dtype)

@@ -16,6 +16,7 @@ from PIL import Image
 
 import vqkit
 from vqkit.data import Images, open_images
+from vqkit.functional import native
 from vqkit.models import VQVAE
 from vqkit.runs.summary import evaluate_splits, images_of_run, psnr
 from vqkit.training import Figures, evaluate, reconstruct
@@ -71,6 +72,7 @@ def info() -> dict[str, str]:
         devices.append("mps")
     installed = packages_distributions()  # TensorFlow has several distributions
     beside = [f"{name} {version(installed[name][0])}" for name in ("keras", "tensorflow", "jax") if name in installed]
+    built = native.instructions()
     return {
         "vqkit": vqkit.__version__,
         "python": f"{platform.python_version()} ({sys.platform}, {platform.machine()})",
@@ -79,7 +81,7 @@ def info() -> dict[str, str]:
         "beside": ", ".join(beside) or "no Keras, no JAX",
         "devices": ", ".join(devices),
         "threads": str(torch.get_num_threads()),
-        "search": "chunked PyTorch (float32 products, doubtful rows decided in float64)",
+        "search": f"C++, for {built} instructions" if built else "PyTorch, in chunks (the C++ library is missing)",
     }
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vqkit.data import RandomCrops
 from vqkit.data.loading import load
-from vqkit.functional.search import NotFinite
+from vqkit.functional.faults import NotFinite
 from vqkit.models import VQVAE
 from vqkit.quantizers import attach, discard, start
 from vqkit.training.checkpoints import Checkpoints

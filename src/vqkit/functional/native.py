@@ -1,0 +1,109 @@
+"""The C++ library for CPUs (kernel/ in the repository): whether it is here, and its calls.
+
+Suffixes: N vectors, K codes, D dimensions.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from vqkit.functional.faults import refuse
+
+_log = logging.getLogger("vqkit")
+_POINTER, _SIZE = ctypes.c_void_p, ctypes.c_int64
+_SEARCH = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int, _POINTER, _SIZE, _POINTER, _SIZE, _SIZE, _POINTER)
+_SIGNATURES = {  # what each gives, and takes
+    "vqkit_instructions": (ctypes.c_char_p,),
+    "vqkit_nearest_float": _SEARCH,
+    "vqkit_nearest_double": _SEARCH,
+    "vqkit_look_up": (ctypes.c_double, ctypes.c_int, *(_POINTER, _SIZE, _POINTER, _SIZE, _SIZE, *[_POINTER] * 3)),
+    "vqkit_add_by_code": (None, ctypes.c_int, _POINTER, _SIZE, _SIZE, _POINTER, _SIZE, _POINTER, _POINTER),
+}
+_NOT_FINITE, _NO_MEMORY = 1, 2
+_PLAIN = (Tensor, torch.nn.Parameter)
+
+
+@cache
+def _library() -> ctypes.CDLL | None:
+    """Loaded at the first search: after PyTorch, so that both share one OpenMP runtime and its threads."""
+    try:
+        found = ctypes.CDLL(f"{__file__.removesuffix('native.py')}libvqkit.so")
+        for name, (result, *arguments) in _SIGNATURES.items():
+            function = getattr(found, name)
+            function.restype, function.argtypes = result, arguments
+    except (OSError, AttributeError) as error:
+        _log.warning(
+            "vqkit searches with PyTorch, which takes several times as long as its C++ library would: install a C++ "
+            "compiler, then vqkit again (%s).",
+            error,
+        )
+        return None
+    _log.info("vqkit searches with its C++ library, built for %s.", found.vqkit_instructions().decode())
+    return found
+
+
+@cache
+def instructions() -> str | None:
+    """The instructions of this processor that the library was built for; None where there is no library."""
+    library = _library()
+    return None if library is None else library.vqkit_instructions().decode()
+
+
+def nearest(z_ND: Tensor, codebook_KD: Tensor, instructions: str) -> Tensor:
+    """The indices, of tensors on the CPU that are both float32 or both float64.
+
+    Raises:
+        NotFinite: a vector or a code is not.
+    """
+    library = _library()
+    z_ND, codebook_KD = (x.contiguous().resolve_neg() for x in (z_ND, codebook_KD))
+    indices_N = torch.empty(len(z_ND), dtype=torch.int64)
+    if library is None or not len(z_ND):
+        return indices_N
+    function = library.vqkit_nearest_double if z_ND.dtype == torch.float64 else library.vqkit_nearest_float
+    outcome = function(
+        *(instructions.encode(), torch.get_num_threads(), z_ND.data_ptr(), len(z_ND)),
+        *(codebook_KD.data_ptr(), *codebook_KD.shape, indices_N.data_ptr()),
+    )
+    if outcome == _NOT_FINITE:
+        refuse(z_ND, codebook_KD)
+    if outcome == _NO_MEMORY:
+        raise MemoryError(f"too little memory to search {len(codebook_KD)} codes for {len(z_ND)} vectors")
+    return indices_N
+
+
+def takes(*tensors: Tensor) -> bool:
+    """Whether ``look_up`` and ``add_by_code`` may be called: eager, float32, in memory as the library reads it."""
+    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    return not traced and _library() is not None and all(map(_readable, tensors))
+
+
+def _readable(x: Tensor) -> bool:
+    stored = type(x) in _PLAIN and x.device.type == "cpu" and x.is_contiguous() and not x.is_neg()
+    return stored and x.dtype == torch.float32
+
+
+def look_up(z: Tensor, codebook_KD: Tensor, indices_N: Tensor) -> tuple[Tensor, Tensor, float]:
+    """The codes, in the shape of z; ``residual_ND = z - e``; and the sum of its squares."""
+    library = _library()
+    z_q, residual_ND = torch.empty_like(z), z.new_empty(len(indices_N), codebook_KD.shape[1])
+    squares = library.vqkit_look_up(  # type: ignore[union-attr]
+        *(torch.get_num_threads(), z.data_ptr(), len(indices_N), codebook_KD.data_ptr(), *codebook_KD.shape),
+        *(indices_N.data_ptr(), z_q.data_ptr(), residual_ND.data_ptr()),
+    )
+    if squares < 0:
+        raise IndexError(f"an index is outside 0..{len(codebook_KD) - 1}")
+    return z_q, residual_ND, squares
+
+
+def add_by_code(residual_ND: Tensor, indices_N: Tensor, counts_K: Tensor, sums_KD: Tensor) -> None:
+    """Adds to ``counts_K`` how often each code was chosen, to ``sums_KD`` its residuals; one of them may be empty."""
+    _library().vqkit_add_by_code(  # type: ignore[union-attr]
+        *(torch.get_num_threads(), residual_ND.data_ptr(), *residual_ND.shape, indices_N.data_ptr()),
+        *(max(len(counts_K), len(sums_KD)), counts_K.data_ptr() or None, sums_KD.data_ptr() or None),
+    )
