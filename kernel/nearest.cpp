@@ -2,9 +2,10 @@
 //
 // A scan (tiles.h) scores every code,  s_k = (x - c).(e_k - c) - |e_k - c|^2/2,  which orders codes as the distance
 // does; c is some point among the codes, so that data far from the origin lose nothing. With u the unit roundoff of T,
-// centring, D products, the sum and |e|^2/2 together err by less than  A (|x||e_k| + |e_k|^2/2),  A = 1.1 (D + 16) u
-// (Higham 2002, section 3.1, for both centred sides), and the definition's own sum by less than  B (|x|^2 + |e_k|^2),
-// B = 1.1 (D + 16) u64. As  |x||e| <= (t |x|^2 + |e|^2/t) / 2  for any t > 0, the error is below
+// centring (2 u for both sides), D products with their sum ((D + 1) u of all that is added, |e_k|^2/2 among it) and
+// |e_k|^2 itself (four sums of a quarter each, (D/4 + 4) u) together err by less than  A (|x||e_k| + |e_k|^2/2)  with
+// A = 1.4 (D + 16) u (Higham 2002, section 3.1), and the definition's own sum by less than  B (|x|^2 + |e_k|^2)  with
+// B = 1.4 (D + 16) u64. As  |x||e| <= (t |x|^2 + |e|^2/t) / 2  for any t > 0, the error is below
 //     alpha |e_k|^2 + beta |x|^2,   alpha = A/2t + A/2 + B,   beta = A t/2 + B,
 // whose first part belongs to a code and costs nothing in the scan; t is about |e|/|x|. One code far away widens
 // nobody's bound but its own. A vector whose best code beats every other by more than both errors is settled. Of the
@@ -139,10 +140,19 @@ class Nearest {
   template <class T>
   Search<S, T> search(const std::vector<int64_t>& rows, const std::vector<T>& centre) const {
     const bool all_rows = (int64_t)rows.size() == n, all_codes = codes.empty();
-    Search<S, T> s{z, codebook, all_rows ? nullptr : rows.data(), all_codes ? nullptr : codes.data(),
-                   (int64_t)rows.size(), all_codes ? k : (int64_t)codes.size(), dim, centre.data(), 0, 0, 0};
-    const T a = T(1.1) * (dim + 16) * std::numeric_limits<T>::epsilon() / 2;
-    const T b = T(1.1) * (dim + 16) * std::numeric_limits<double>::epsilon() / 2;
+    Search<S, T> s{z,
+                   codebook,
+                   all_rows ? nullptr : rows.data(),
+                   all_codes ? nullptr : codes.data(),
+                   (int64_t)rows.size(),
+                   all_codes ? k : (int64_t)codes.size(),
+                   dim,
+                   centre.data(),
+                   0,
+                   0,
+                   0};
+    const T a = T(1.4) * (dim + 16) * std::numeric_limits<T>::epsilon() / 2;
+    const T b = T(1.4) * (dim + 16) * std::numeric_limits<double>::epsilon() / 2;
     const T t = usual_length(codebook, s.codes, s.k, dim, centre) / usual_length(z, s.rows, s.n, dim, centre);
     s.alpha = a / (2 * t) + a / 2 + b;
     s.beta = a * t / 2 + b;
@@ -311,20 +321,22 @@ int nearest(const char* instructions, int threads, const S* z, int64_t n, const 
 }  // namespace
 }  // namespace vqkit
 
+#define EXPORT extern "C" __attribute__((visibility("default")))
+
 // The best instructions of this processor.
-extern "C" __attribute__((visibility("default"))) const char* vqkit_instructions() {
+EXPORT const char* vqkit_instructions() {
 #ifdef VQKIT_AVX2
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return vqkit::avx2.name;
 #endif
   return vqkit::portable.name;
 }
 
-extern "C" __attribute__((visibility("default"))) int vqkit_nearest_float(const char* instructions, int threads, const float* z, int64_t n,
-                                   const float* codebook, int64_t k, int64_t dim, int64_t* indices) {
+EXPORT int vqkit_nearest_float(const char* instructions, int threads, const float* z, int64_t n, const float* codebook,
+                               int64_t k, int64_t dim, int64_t* indices) {
   return vqkit::nearest(instructions, threads, z, n, codebook, k, dim, indices);
 }
 
-extern "C" __attribute__((visibility("default"))) int vqkit_nearest_double(const char* instructions, int threads, const double* z, int64_t n,
-                                    const double* codebook, int64_t k, int64_t dim, int64_t* indices) {
+EXPORT int vqkit_nearest_double(const char* instructions, int threads, const double* z, int64_t n,
+                                const double* codebook, int64_t k, int64_t dim, int64_t* indices) {
   return vqkit::nearest(instructions, threads, z, n, codebook, k, dim, indices);
 }

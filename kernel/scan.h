@@ -9,12 +9,12 @@ namespace vqkit {
 // One search: what every part of it reads.
 template <class S, class T>
 struct Search {
-  const S* z;              // (N, D)
-  const S* codebook;       // (K, D)
-  const int64_t* rows;     // which vectors, or null for all in order
-  const int64_t* codes;    // which codes, ascending, or null for all in order
-  int64_t n, k, dim;       // how many of either
-  const T* centre;         // (D,): both sides are moved by it
+  const S* z;            // (N, D)
+  const S* codebook;     // (K, D)
+  const int64_t* rows;   // which vectors, or null for all in order
+  const int64_t* codes;  // which codes, ascending, or null for all in order
+  int64_t n, k, dim;     // how many of either
+  const T* centre;       // (D,): both sides are moved by it
   // A score's rounding error is below  alpha |e|^2 + beta |x|^2 + floor  (nearest.cpp says why).
   T alpha, beta, floor;
 };

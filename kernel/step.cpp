@@ -36,8 +36,8 @@ float one(const float* z, const float* e, int64_t dim, float* z_q, float* residu
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
 // Gives the sum of squares; less than nothing where an index is out of range.
-EXPORT double vqkit_look_up(int threads, const float* z, int64_t n, const float* codebook, int64_t k,
-                            int64_t dim, const int64_t* indices, float* z_q, float* residual) {
+EXPORT double vqkit_look_up(int threads, const float* z, int64_t n, const float* codebook, int64_t k, int64_t dim,
+                            const int64_t* indices, float* z_q, float* residual) {
   for (int64_t r = 0; r < n; r++)
     if (indices[r] < 0 || indices[r] >= k) return -1;
   threads = vqkit::usable(threads);
@@ -55,10 +55,10 @@ EXPORT double vqkit_look_up(int threads, const float* z, int64_t n, const float*
   return sum;
 }
 
-// Adds to counts (K,) and to sums (K, D), or to the one that is not null. Each thread has codes of its own and looks at all
-// indices, so that each sum is taken in the order of the vectors.
+// Adds to counts (K,) and to sums (K, D), or to the one that is not null. Each thread has codes of its own and looks at
+// all indices, so that each sum is taken in the order of the vectors.
 EXPORT void vqkit_add_by_code(int threads, const float* residual, int64_t n, int64_t dim, const int64_t* indices,
-                             int64_t codes, float* counts, float* sums) {
+                              int64_t codes, float* counts, float* sums) {
   threads = n * dim < 1 << 16 ? 1 : vqkit::usable(threads);
 #pragma omp parallel for num_threads(threads) schedule(static, 1) if (threads > 1)
   for (int t = 0; t < threads; t++) {

@@ -7,9 +7,7 @@
 #include <algorithm>
 #include <cstdlib>
 #include <limits>
-#include <memory>
 #include <new>
-#include <vector>
 
 #include "scan.h"
 
@@ -51,11 +49,17 @@ class Tiles {
 
  public:
   Tiles(const Search<S, T>& search, const Part& part)
-      : s(search), part(part), dim(search.dim),
+      : s(search),
+        part(part),
+        dim(search.dim),
         block_rows(clamp(ROW_BLOCK / (dim * (int64_t)sizeof(T)), ROWS, part.row_end - part.row_begin)),
         block_codes(clamp(CODE_BLOCK / (dim * (int64_t)sizeof(T)), CODES, part.code_end - part.code_begin)),
-        rows(block_rows * dim), panels(block_codes * dim), offsets(block_codes), lengths(part.code_end - part.code_begin),
-        squares(block_rows), state(block_rows / LANES * 3) {}
+        rows(block_rows * dim),
+        panels(block_codes * dim),
+        offsets(block_codes),
+        lengths(part.code_end - part.code_begin),
+        squares(block_rows),
+        state(block_rows / LANES * 3) {}
 
   bool scan(Found<T>* found) {
     bool fits = true;
@@ -212,9 +216,10 @@ class Tiles {
     const V* const kept = state.data + r / LANES * 3;
     const int64_t k = ((I)kept[2])[r % LANES];
     const T square = squares.data[r];
-    T lower = kept[0][r % LANES] - 2 * s.alpha * lengths.data[k] - 2 * s.beta * square - s.floor;
-    if (!(square < std::numeric_limits<T>::max() / 64)) lower = -std::numeric_limits<T>::infinity();
-    return {kept[0][r % LANES], lower, kept[1][r % LANES], part.code_begin + k};
+    const T upper = kept[0][r % LANES], most = std::numeric_limits<T>::max() / 64;
+    T lower = upper - 2 * s.alpha * lengths.data[k] - 2 * s.beta * square - s.floor;
+    if (!(square < most && upper < most)) lower = -std::numeric_limits<T>::infinity();  // too long for T
+    return {upper, lower, kept[1][r % LANES], part.code_begin + k};
   }
 
   void consider(int64_t r, int64_t k, Decided& decided) const {
@@ -247,8 +252,8 @@ void collect(const Search<S, T>& search, const Part& part, const T* limits, int6
 }  // namespace
 }  // namespace vqkit
 
-#define VQKIT_INSTRUCTIONS(NAME)                                                            \
-  const vqkit::Instructions vqkit::NAME = {#NAME,                                           \
-                                           {vqkit::scan<float, float>, vqkit::collect<float, float>},     \
-                                           {vqkit::scan<float, double>, vqkit::collect<float, double>},   \
+#define VQKIT_INSTRUCTIONS(NAME)                                                                        \
+  const vqkit::Instructions vqkit::NAME = {#NAME,                                                       \
+                                           {vqkit::scan<float, float>, vqkit::collect<float, float>},   \
+                                           {vqkit::scan<float, double>, vqkit::collect<float, double>}, \
                                            {vqkit::scan<double, double>, vqkit::collect<double, double>}};

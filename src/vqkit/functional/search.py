@@ -75,6 +75,10 @@ def _check(z: Tensor, codebook: Tensor) -> None:
             f"z has shape {tuple(z.shape)}, but the codes have {codebook.shape[1]} dimensions: the last axis of z must "
             "be that long (move a channel axis to the end with z.movedim(1, -1))."
         )
+    if z.device != codebook.device:
+        raise ValueError(
+            f"z is on {z.device} and codebook on {codebook.device}; both must be on one device: z.to(codebook.device)."
+        )
     for name, tensor in (("z", z), ("codebook", codebook)):
         if not tensor.is_floating_point():
             raise ValueError(f"{name} has dtype {tensor.dtype}; it must be floating: convert it with {name}.float().")
