@@ -28,30 +28,35 @@ _NOT_FINITE, _NO_MEMORY = 1, 2
 _PLAIN = (Tensor, torch.nn.Parameter)
 
 
-@cache
-def _library() -> ctypes.CDLL | None:
-    """Loaded at the first search: after PyTorch, so that both share one OpenMP runtime and its threads."""
+def _load() -> tuple[ctypes.CDLL | None, str]:
+    """The library and what it was built for, or None and why."""
     try:
         found = ctypes.CDLL(f"{__file__.removesuffix('native.py')}libvqkit.so")
         for name, (result, *arguments) in _SIGNATURES.items():
             function = getattr(found, name)
             function.restype, function.argtypes = result, arguments
     except (OSError, AttributeError) as error:
-        _log.warning(
-            "vqkit searches with PyTorch, which takes several times as long as its C++ library would: install a C++ "
-            "compiler, then vqkit again (%s).",
-            error,
-        )
-        return None
-    _log.info("vqkit searches with its C++ library, built for %s.", found.vqkit_instructions().decode())
-    return found
+        return None, str(error)
+    return found, found.vqkit_instructions().decode()
+
+
+# When this is imported: after PyTorch, so that both share one OpenMP runtime and its threads, and before the process
+# forks, of which the library must know.
+_LIBRARY, _ABOUT = _load()
 
 
 @cache
 def instructions() -> str | None:
-    """The instructions of this processor that the library was built for; None where there is no library."""
-    library = _library()
-    return None if library is None else library.vqkit_instructions().decode()
+    """The instructions of this processor that the library was built for, None where there is none; says it once."""
+    if _LIBRARY is None:
+        _log.warning(
+            "vqkit searches with PyTorch, which takes several times as long as its C++ library would: install a C++ "
+            "compiler, then vqkit again (%s).",
+            _ABOUT,
+        )
+        return None
+    _log.info("vqkit searches with its C++ library, built for %s.", _ABOUT)
+    return _ABOUT
 
 
 def nearest(z_ND: Tensor, codebook_KD: Tensor, instructions: str) -> Tensor:
@@ -60,12 +65,11 @@ def nearest(z_ND: Tensor, codebook_KD: Tensor, instructions: str) -> Tensor:
     Raises:
         NotFinite: a vector or a code is not.
     """
-    library = _library()
     z_ND, codebook_KD = (x.contiguous().resolve_neg() for x in (z_ND, codebook_KD))
     indices_N = torch.empty(len(z_ND), dtype=torch.int64)
-    if library is None or not len(z_ND):
+    if _LIBRARY is None or not len(z_ND):
         return indices_N
-    function = library.vqkit_nearest_double if z_ND.dtype == torch.float64 else library.vqkit_nearest_float
+    function = _LIBRARY.vqkit_nearest_double if z_ND.dtype == torch.float64 else _LIBRARY.vqkit_nearest_float
     outcome = function(
         *(instructions.encode(), torch.get_num_threads(), z_ND.data_ptr(), len(z_ND)),
         *(codebook_KD.data_ptr(), *codebook_KD.shape, indices_N.data_ptr()),
@@ -80,7 +84,7 @@ def nearest(z_ND: Tensor, codebook_KD: Tensor, instructions: str) -> Tensor:
 def takes(*tensors: Tensor) -> bool:
     """Whether ``look_up`` and ``add_by_code`` may be called: eager, float32, in memory as the library reads it."""
     traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
-    return not traced and _library() is not None and all(map(_readable, tensors))
+    return not traced and _LIBRARY is not None and all(map(_readable, tensors))
 
 
 def _readable(x: Tensor) -> bool:
@@ -90,9 +94,8 @@ def _readable(x: Tensor) -> bool:
 
 def look_up(z: Tensor, codebook_KD: Tensor, indices_N: Tensor) -> tuple[Tensor, Tensor, float]:
     """The codes, in the shape of z; ``residual_ND = z - e``; and the sum of its squares."""
-    library = _library()
     z_q, residual_ND = torch.empty_like(z), z.new_empty(len(indices_N), codebook_KD.shape[1])
-    squares = library.vqkit_look_up(  # type: ignore[union-attr]
+    squares = _LIBRARY.vqkit_look_up(  # type: ignore[union-attr]
         *(torch.get_num_threads(), z.data_ptr(), len(indices_N), codebook_KD.data_ptr(), *codebook_KD.shape),
         *(indices_N.data_ptr(), z_q.data_ptr(), residual_ND.data_ptr()),
     )
@@ -103,7 +106,7 @@ def look_up(z: Tensor, codebook_KD: Tensor, indices_N: Tensor) -> tuple[Tensor, 
 
 def add_by_code(residual_ND: Tensor, indices_N: Tensor, counts_K: Tensor, sums_KD: Tensor) -> None:
     """Adds to ``counts_K`` how often each code was chosen, to ``sums_KD`` its residuals; one of them may be empty."""
-    _library().vqkit_add_by_code(  # type: ignore[union-attr]
+    _LIBRARY.vqkit_add_by_code(  # type: ignore[union-attr]
         *(torch.get_num_threads(), residual_ND.data_ptr(), *residual_ND.shape, indices_N.data_ptr()),
         *(max(len(counts_K), len(sums_KD)), counts_K.data_ptr() or None, sums_KD.data_ptr() or None),
     )
