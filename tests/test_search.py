@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -10,13 +12,21 @@ from hypothesis import strategies as st
 
 from tests.contract.law import draws
 from tests.contract.values import SITUATIONS, medium_precision
+from tests.native.paths import PATHS, take, threads
 from tests.zoo import vectors
 from vqkit import reference
-from vqkit.functional import nearest_codes, search, squared_distances_to
+from vqkit.functional import chunked, nearest_codes, squared_distances_to
 from vqkit.functional.quantize import _without_faults, statistics_of
 
 NAN, INF = float("nan"), float("inf")
 seeds = st.integers(0, 10**6)
+
+
+@pytest.fixture(params=PATHS, autouse=True)
+def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Every test here runs once for each way to search that this machine has."""
+    take(request.param, monkeypatch)
+    return request.param
 
 
 def _expected(z: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:
@@ -33,6 +43,29 @@ def test_nearest(situation: str) -> None:
         assert torch.equal(nearest_codes(z, codebook), _expected(z, codebook))
 
     nearest()
+
+
+@draws(40)
+@given(seeds, st.integers(1, 40), st.integers(1, 200), st.integers(1, 1024), st.sampled_from([0.0, 1e4]))
+def test_shapes_that_fill_no_register(seed: int, n: int, codes: int, dim: int, offset: float) -> None:
+    z, codebook = offset + vectors(n, dim, seed=seed), offset + vectors(codes, dim, seed=seed + 1)
+    expected = _expected(z, codebook)
+    assert torch.equal(nearest_codes(z, codebook), expected)
+    assert torch.equal(nearest_codes(z.T.contiguous().T, codebook.repeat(1, 2)[:, :dim]), expected), "strided"
+
+
+@draws(40)
+@given(seeds, st.integers(1, 40), st.sampled_from([1, 9, 300]), st.integers(1, 9), st.sampled_from([NAN, INF, -INF]))
+def test_a_fault_anywhere_is_named(seed: int, n: int, codes: int, dim: int, fault: float) -> None:
+    tensors = {"z": vectors(n, dim, seed=seed), "codebook": vectors(codes, dim, seed=seed + 1)}
+    words = {"z": f"in 1 of {n} vectors (the first is vector ", "codebook": "in row "}
+    for name, tensor in tensors.items():
+        row, kept = seed % len(tensor), tensor.clone()
+        tensor[row, seed % dim] = fault
+        for count in (1, 2):
+            with threads(count), pytest.raises(ValueError, match=re.escape(f"{words[name]}{row}") + r"\b"):
+                nearest_codes(**tensors)
+        tensor.copy_(kept)
 
 
 @draws(40)
@@ -73,27 +106,24 @@ def test_the_codebook_may_have_any_dtype(dtype: torch.dtype) -> None:
     assert torch.equal(nearest_codes(z, codebook), _expected(z, codebook))
 
 
-def test_threads_and_chunks_at_a_size_where_they_matter(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Products of this size are split over threads, and the doubtful rows (codes come in pairs) fill several chunks."""
+def test_threads_and_chunks_at_a_size_where_they_matter(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Work of this size is split over threads, and the doubtful rows (codes come in pairs) fill several chunks."""
     codebook = 1.0 + 1e-4 * vectors(128, 16).repeat(2, 1)
     z = 1.0 + 1e-4 * vectors(3000, 16, seed=1)
-    expected, threads = _expected(z, codebook), torch.get_num_threads()
-    try:
-        for count in (1, 2):
-            torch.set_num_threads(count)
-            for scores in (1, 1000, 2**17, 2**20):
-                monkeypatch.setattr(search, "_CHUNK_CPU", scores)
+    expected = _expected(z, codebook)
+    for count in (1, 2, 3):
+        with threads(count):
+            for scores in (1, 1000, 2**17, 2**20) if path == "chunked" else (2**20,):
+                monkeypatch.setattr(chunked, "_CHUNK_CPU", scores)
                 rows = slice(None) if scores > 1000 else slice(100)  # a chunk of one row is slow
                 assert torch.equal(nearest_codes(z[rows], codebook), expected[rows]), (count, scores)
-    finally:
-        torch.set_num_threads(threads)
 
 
 def test_a_product_that_may_be_rounded_to_bfloat16_is_not_trusted() -> None:
     """Which processors do round at medium precision is theirs to choose; that the search then asks float64 is not."""
-    assert search._products_are_float32()
+    assert chunked._products_are_float32()
     with medium_precision():
-        assert not search._products_are_float32()
+        assert not chunked._products_are_float32()
 
 
 def test_shapes_are_kept_and_no_gradient_is_asked() -> None:
@@ -103,7 +133,9 @@ def test_shapes_are_kept_and_no_gradient_is_asked() -> None:
         assert indices.shape == shape
         assert indices.dtype == torch.int64
     strided = vectors(3, 7).T
-    assert torch.equal(nearest_codes(strided, codebook), nearest_codes(strided.contiguous(), codebook))
+    for z in (strided, strided[::2], vectors(7, 5)[:, 1:4], vectors(1, 3).expand(4, 3)):
+        assert torch.equal(nearest_codes(z, codebook), _expected(z, codebook.detach()))
+        assert torch.equal(nearest_codes(codebook, z), _expected(codebook.detach(), z))
 
 
 def test_the_operators_agree_with_their_descriptions() -> None:
@@ -150,7 +182,7 @@ def test_errors_name_the_argument_and_its_value(z: torch.Tensor, codebook: torch
 
 
 def test_one_bad_vector_among_many_chunks_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(search, "_CHUNK_CPU", 64)
+    monkeypatch.setattr(chunked, "_CHUNK_CPU", 64)
     z = vectors(500, 4)
     z[321, 2] = NAN
     with pytest.raises(ValueError, match="first is vector 321 "):

@@ -1,0 +1,342 @@
+"""The C++ library: that it builds or says why not, that no memory is misread, threads, forks and other processors."""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import hatch_build
+import pytest
+import torch
+
+import vqkit
+from tests.command import ENVIRONMENT
+from tests.native import driver
+from tests.native.cases import Case, cases
+from tests.native.paths import library_paths, take, threads
+from tests.zoo import vectors
+from vqkit.functional import chunked, native, nearest_codes
+
+SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g1", "-O1")
+CROSS = ("aarch64-linux-gnu-g++", "qemu-aarch64")
+
+
+@pytest.fixture(scope="module")
+def every() -> list[Case]:
+    return list(cases())
+
+
+@pytest.fixture(scope="module")
+def written(every: list[Case], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    path = tmp_path_factory.mktemp("cases") / "cases"
+    return path, driver.write(path, every)
+
+
+# --- right, and the same for any number of threads ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", ["avx2", "portable", "chunked"])
+def test_every_case(path: str, every: list[Case], monkeypatch: pytest.MonkeyPatch) -> None:
+    take(path, monkeypatch)
+    for case in every:
+        z, codebook = torch.from_numpy(case.z), torch.from_numpy(case.codebook)
+        for count in (1, 2, 3) if path != "chunked" else (1,):
+            with threads(count):
+                if case.expected is None:
+                    with pytest.raises(ValueError, match=r"holds NaN or infinity in"):
+                        nearest_codes(z, codebook)
+                else:
+                    wrong = int((nearest_codes(z, codebook).numpy() != case.expected).sum())
+                    assert wrong == 0, f"{wrong} of {len(z)} wrong on {count} threads: {case.name}"
+
+
+def test_sizes_at_which_work_is_shared_out() -> None:
+    """Vectors over threads, or, where they are few, codes; any split of the batch; PyTorch's answers are the same."""
+    for n, codes in ((3000, 200), (500, 1000), (40, 5000)):
+        z, codebook = 1.0 + 1e-4 * vectors(n, 12), 1.0 + 1e-4 * vectors(codes // 2, 12, seed=1).repeat(2, 1)
+        expected = chunked.nearest(z, codebook)
+        for path in library_paths():
+            for count in (1, 2, 3):
+                with threads(count):
+                    assert torch.equal(native.nearest(z, codebook, path), expected), (path, count)
+                    for size in (1, 17, n // 2):
+                        some = z[: 9 * size]
+                        found = torch.cat([native.nearest(part, codebook, path) for part in some.split(size)])
+                        assert torch.equal(found, expected[: len(some)]), (path, count, size)
+
+
+def test_two_threads_find_codes_that_are_equally_near() -> None:
+    """The lowest index wins, whichever thread found it: of 192 codes 30, 100 and 190 lie about the vectors."""
+    codebook = 10 + vectors(192, 5)
+    codebook[[30, 100, 190]] = torch.eye(5)[[0, 1, 0]] * torch.tensor([[1.0], [1.0], [-1.0]])
+    z = torch.zeros(3, 5)
+    z[2, 0] = -1e-3
+    for path in library_paths():
+        for count in (1, 2, 3):
+            with threads(count):
+                assert native.nearest(z, codebook, path).tolist() == [30, 30, 190]
+
+
+# --- what a caller may hand over ----------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="the mode is of x86")
+def test_a_process_that_flushes_subnormal_numbers(every: list[Case]) -> None:
+    tiny = [case for case in every if case.name.startswith(("float32 about 1e-", "float64 about 1e-"))]
+    for flush in (True, False):  # first, as whoever was asked for no subnormals must still have none afterwards
+        assert torch.set_flush_denormal(flush)
+        try:
+            for case in tiny:
+                for path in library_paths():
+                    for count in (1, 3):
+                        with threads(count):
+                            found = native.nearest(torch.from_numpy(case.z), torch.from_numpy(case.codebook), path)
+                        assert found.numpy().tolist() == case.expected.tolist(), (case.name, path, flush)
+            assert bool(torch.tensor(1e-40) * 1 == 0) == flush, "the search changed how its caller computes"
+        finally:
+            torch.set_flush_denormal(False)
+
+
+def test_a_codebook_elsewhere_is_an_error_and_no_crash() -> None:
+    """Meta stands for any device: memory of another is not to be read."""
+    with pytest.raises((RuntimeError, ValueError), match=r"device"):
+        nearest_codes(torch.zeros(2, 3), torch.zeros(4, 3, device="meta"))
+
+
+def test_a_sign_that_pytorch_has_not_written_yet() -> None:
+    z = torch.imag(torch.tensor([[1 + 2j]]).conj())
+    assert z.is_neg() and z.is_contiguous()
+    assert nearest_codes(z, torch.tensor([[2.0], [-2.0]])).tolist() == [1]
+    assert nearest_codes(torch.full((1, 1), -2.0), z.expand(3, 1)).tolist() == [0]
+
+
+def test_transforms_and_graphs_hold_the_search() -> None:
+    """Eager calls skip PyTorch's dispatcher; whoever records or transforms must not find the short cut."""
+    codes = vectors(9, 3)
+    z, other = vectors(5, 3, seed=1), vectors(50, 3, seed=2)
+    expected = nearest_codes(other, codes)
+    gradient = torch.func.grad(lambda z: (z * nearest_codes(z, codes)[:, None]).sum())(other)
+    assert torch.equal(gradient, expected[:, None].expand(-1, 3).float())
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that jit.trace is old, and that it cannot see what depends on data
+        traced = torch.jit.trace(lambda z: nearest_codes(z, codes), z)
+    assert torch.equal(traced(other), expected)
+
+    class Encode(torch.nn.Module):
+        def forward(self, z: torch.Tensor) -> torch.Tensor:
+            return nearest_codes(z, codes)
+
+    program = torch.export.export(Encode(), (z,), dynamic_shapes=({0: torch.export.Dim("n")},))
+    assert [node.target for node in program.graph.nodes if "nearest" in str(node.target)] == [
+        torch.ops.vqkit.nearest_codes.default
+    ]
+    assert torch.equal(program.module()(other), expected)
+    graphs: list[torch.fx.GraphModule] = []
+
+    def backend(graph: torch.fx.GraphModule, _: object) -> torch.fx.GraphModule:
+        graphs.append(graph)
+        return graph
+
+    torch.compiler.reset()
+    compiled = torch.compile(nearest_codes, fullgraph=True, dynamic=True, backend=backend)
+    for n in (5, 50, 17):
+        assert torch.equal(compiled(other[:n], codes), expected[:n])
+    assert len(graphs) == 1, "compiled once for each batch size"
+    assert "torch.ops.vqkit.nearest_codes" in graphs[0].code
+
+
+# --- processes ----------------------------------------------------------------------------------------------------
+
+START = """
+import os, torch
+from vqkit.functional import native, nearest_codes
+running = lambda: len(os.listdir("/proc/self/task"))
+generator = torch.Generator().manual_seed(0)
+z, codes = (torch.randn(n, 32, generator=generator) for n in (4096, 300))
+
+"""
+AFTER_A_SEARCH = """
+torch.set_num_threads(1)
+nearest_codes(z[:1], codes)
+before = running()
+expected = nearest_codes(z, codes)
+assert running() == before, "one thread was allowed"
+torch.set_num_threads(3)
+assert torch.equal(nearest_codes(z, codes), expected)
+assert running() == before + 2, f"three threads were allowed, {running() - before} were started"
+
+class Codes(torch.utils.data.Dataset):
+    def __len__(self): return 4
+    def __getitem__(self, i): return nearest_codes(z, codes)
+loader = torch.utils.data.DataLoader(Codes(), batch_size=None, num_workers=2, multiprocessing_context="fork")
+assert all(torch.equal(indices, expected) for indices in loader)
+
+child = os.fork()
+if child == 0:
+    right = torch.get_num_threads() == 3 and torch.equal(nearest_codes(z, codes), expected)
+    grandchild = os.fork()
+    if grandchild == 0:
+        os._exit(0 if torch.equal(nearest_codes(z[:300], codes), expected[:300]) else 1)
+    os._exit(0 if right and os.waitpid(grandchild, 0)[1] == 0 else 1)
+assert os.waitpid(child, 0)[1] == 0, "a forked child finds other codes"
+assert torch.equal(nearest_codes(z, codes), expected)
+print("same")
+"""
+BEFORE_ANY_SEARCH = """
+torch.set_num_threads(2)
+(z @ z.T).exp()
+assert running() > 1, "PyTorch has threads of its own"
+child = os.fork()
+if child == 0:
+    os._exit(0 if len(nearest_codes(z, codes)) == len(z) else 1)
+assert os.waitpid(child, 0)[1] == 0
+print("same")
+"""
+FLUSHED = """
+from vqkit import reference
+z, codes = 1e-40 * z[:40, :3], 1e-40 * codes[:, :3]
+expected = reference.nearest(z.double().numpy(), codes.double().numpy()).tolist()
+torch.set_flush_denormal(True)
+torch.set_num_threads(2)
+(torch.ones(2000, 2000) + 1).exp()  # starts threads, which flush as their parent does
+assert nearest_codes(z, codes).tolist() == expected
+print("same")
+"""
+PROGRAMS = {"after a search": AFTER_A_SEARCH, "before any search": BEFORE_ANY_SEARCH, "flushed": FLUSHED}
+
+
+def _python(program: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-W", "ignore", "-c", program]
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**ENVIRONMENT, **environment},
+        start_new_session=True,
+    ) as running:
+        try:
+            out, err = running.communicate(timeout=40)
+        except subprocess.TimeoutExpired:
+            os.killpg(running.pid, signal.SIGKILL)  # the children that hang, too
+            out, err = running.communicate()
+            err += "it hangs"
+    return subprocess.CompletedProcess(command, running.returncode, out, err)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts threads in /proc, and forks")
+@pytest.mark.parametrize("program", PROGRAMS.values(), ids=PROGRAMS)
+def test_threads_are_as_many_as_pytorch_was_told_and_forked_processes_search(program: str) -> None:
+    """After threads were used, in a DataLoader's worker, in a bare child and in its child: none may hang.
+
+    Nor may it matter in which mode of the processor those threads were started.
+    """
+    library_paths()
+    done = _python(START + program, OMP_NUM_THREADS="2")
+    assert (done.stdout, done.returncode) == ("same\n", 0), done.stderr
+
+
+MEMORY = """
+import resource, torch
+from vqkit.functional import native
+generator = torch.Generator().manual_seed(0)
+z, codes = (torch.randn(n, 8, generator=generator) for n in (4096, 65536))
+codes[-4096:] = codes[:4096]
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+for threads in (1, 2):
+    torch.set_num_threads(threads)
+    for some in (z, z[:100], codes[:4096]):
+        native.nearest(some[:1], codes[:1], native.instructions())
+        before = peak()
+        native.nearest(some, codes, native.instructions())
+        extra = (peak() - before) / 2**20
+        assert extra < 16, f"{extra:.0f} MiB"
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak of memory as Linux has it")
+def test_memory_is_a_few_bytes_for_each_vector_and_code() -> None:
+    """Law 20 of what no profiler of PyTorch sees. All distances would be 1 GiB, a byte for each pair 256 MiB."""
+    library_paths()
+    done = _python(MEMORY)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_package_without_the_library_says_so_once_and_searches(tmp_path: Path) -> None:
+    here = Path(vqkit.__file__).parent
+    shutil.copytree(here, tmp_path / "vqkit", ignore=shutil.ignore_patterns("libvqkit*", "__pycache__"))
+    program = (
+        "import torch, vqkit; from vqkit.functional import nearest_codes; print(vqkit.__file__)\n"
+        "codes = torch.arange(8.0).view(4, 2)\n"
+        "for _ in range(3): print(nearest_codes(codes.flip(0) + 0.1, codes).tolist())\n"
+        "z_q, indices, losses = vqkit.VectorQuantizer(dim=2, codebook_size=4)(codes.requires_grad_())\n"
+        "losses.total.backward()"
+    )
+    done = _python(program, PYTHONPATH=str(tmp_path))
+    assert done.stdout == f"{tmp_path / 'vqkit' / '__init__.py'}\n" + 3 * "[3, 2, 1, 0]\n", done.stderr
+    assert done.stderr.startswith("vqkit searches with PyTorch, ") and done.stderr.count("\n") == 1
+
+
+def test_the_library_says_once_what_it_was_built_for(caplog: pytest.LogCaptureFixture) -> None:
+    best = library_paths()[0]
+    native.instructions.cache_clear()
+    with caplog.at_level(logging.INFO, "vqkit"):
+        for _ in range(2):
+            nearest_codes(vectors(2, 3), vectors(2, 3))
+    assert [record.message for record in caplog.records if best in record.message] == [
+        f"vqkit searches with its C++ library, built for {best}."
+    ]
+
+
+# --- builds -------------------------------------------------------------------------------------------------------
+
+
+def test_without_a_compiler_the_install_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hatchling hands a hook its application, of which this one uses a method that shows warnings."""
+    for compiler, said in (("/nonexistent/c++", "/nonexistent/c++: No such file"), ("false", "false -")):
+        monkeypatch.setenv("CXX", compiler)
+        with pytest.raises(hatch_build.NotBuilt, match=re.escape(said)):
+            hatch_build.build(tmp_path / "libvqkit.so")
+        assert not list(tmp_path.iterdir())
+        warnings: list[str] = []
+
+        class App:
+            display_warning = staticmethod(warnings.append)
+
+        hook = hatch_build.Hook.__new__(hatch_build.Hook)
+        monkeypatch.setattr(hatch_build.Hook, "app", App(), raising=False)
+        data: dict[str, object] = {"artifacts": []}
+        hook.initialize("standard", data)
+        assert data == {"artifacts": []}
+        assert len(warnings) == 1 and said in warnings[0]
+    monkeypatch.delenv("CXX")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(hatch_build.NotBuilt, match=r"none of c\+\+, g\+\+ and clang\+\+"):
+        hatch_build.build(tmp_path / "libvqkit.so")
+
+
+def test_no_memory_is_misread_and_nothing_is_undefined(written: tuple[Path, list[str]], tmp_path: Path) -> None:
+    """AddressSanitizer and UndefinedBehaviorSanitizer over all cases, each in memory of exactly its size."""
+    path, names = written
+    executable = driver.compiled(tmp_path, SANITIZERS)
+    for instructions in library_paths():
+        assert not (said := driver.faults([str(executable), str(path), instructions], names)), said
+
+
+def test_on_arm(written: tuple[Path, list[str]], tmp_path: Path) -> None:
+    """The portable path as NEON, on an emulated processor."""
+    if missing := [tool for tool in CROSS if not shutil.which(tool)]:
+        pytest.skip(f"no {' and no '.join(missing)}")
+    path, names = written
+    executable = driver.compiled(tmp_path, (), CROSS[0])
+    command = [CROSS[1], "-L", "/usr/aarch64-linux-gnu", str(executable), str(path), "portable"]
+    assert not (said := driver.faults(command, names)), said
