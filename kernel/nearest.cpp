@@ -122,7 +122,8 @@ class Nearest {
   void run();
 
  private:
-  // Settles what arithmetic in T can; `rows` becomes those that are left. Gives up vectors of more candidates.
+  // Settles what arithmetic in T can of the vectors `rows`; these become those that are left. Gives up vectors of more
+  // candidates.
   template <class T>
   void level(const Loops<S, T>& loops, std::vector<int64_t>& rows, int64_t most_candidates) {
     const std::vector<T> centre = centre_of<S, T>(codebook, k, dim);
@@ -194,34 +195,66 @@ class Nearest {
     return shares.size() > 1 && shares[1].row_begin == 0 ? rows : 0;
   }
 
+  // What is in doubt, and what every candidate reaches.
+  template <class T>
+  struct Doubts {
+    Nearest* self;
+    const int64_t* which;  // as Search::rows
+    std::vector<int64_t> rows;
+    std::vector<T> limits;
+    std::vector<Found<T>> found;  // where the shares are of codes, which are yet to be merged
+
+    static void settle(void* to, int64_t first, int64_t count, const Found<T>* found) {
+      Doubts& doubts = *static_cast<Doubts*>(to);
+      const std::vector<int64_t>& codes = doubts.self->codes;
+      for (int64_t i = 0; i < count; i++) {
+        const int64_t row = doubts.which ? doubts.which[first + i] : first + i;
+        if (found[i].lower > found[i].second) {
+          doubts.self->indices[row] = codes.empty() ? found[i].code : codes[found[i].code];
+        } else {
+          doubts.rows.push_back(row);
+          doubts.limits.push_back(found[i].lower);
+        }
+      }
+    }
+
+    static void keep(void* to, int64_t, int64_t count, const Found<T>* found) {
+      Doubts& doubts = *static_cast<Doubts*>(to);
+      doubts.found.insert(doubts.found.end(), found, found + count);
+    }
+  };
+
   template <class T>
   bool scan(const Loops<S, T>& loops, const Search<S, T>& s, std::vector<int64_t>& rows, std::vector<T>& limits) {
     const std::vector<Part> shares = parts(s.n, s.k);
-    const int64_t apart = stride(shares, s.n);
-    std::vector<Found<T>> found(apart ? apart * shares.size() : s.n);
+    const bool of_codes = stride(shares, s.n) > 0;
+    std::vector<Doubts<T>> doubts(shares.size(), Doubts<T>{this, s.rows, {}, {}, {}});
     std::vector<char> fits(shares.size());
-    for_each(shares, [&](int64_t i) { fits[i] = loops.scan(s, shares[i], found.data() + i * apart); });
-    const bool all_fit = std::find(fits.begin(), fits.end(), 0) == fits.end();
-    std::vector<int64_t> doubtful;
-    limits.clear();
-    for (int64_t r = 0; r < s.n; r++) {
-      Found<T> best = found[r];
-      for (int64_t i = r + apart; apart && i < (int64_t)found.size(); i += apart) {
-        const Found<T>& other = found[i];
+    for_each(shares, [&](int64_t i) {
+      fits[i] = loops.scan(s, shares[i], {of_codes ? Doubts<T>::keep : Doubts<T>::settle, &doubts[i]});
+    });
+    if (std::find(fits.begin(), fits.end(), 0) != fits.end()) {
+      limits.assign(s.n, -std::numeric_limits<T>::infinity());
+      return false;
+    }
+    for (int64_t r = 0; of_codes && r < s.n; r++) {
+      Found<T>& best = doubts[0].found[r];
+      for (size_t i = 1; i < doubts.size(); i++) {
+        const Found<T>& other = doubts[i].found[r];
         const T second = std::max({best.second, other.second, std::min(best.upper, other.upper)});
         if (other.upper > best.upper) best = other;
         best.second = second;
       }
-      const int64_t row = rows[r];
-      if (all_fit && best.lower > best.second) {
-        indices[row] = codes.empty() ? best.code : codes[best.code];
-      } else {
-        doubtful.push_back(row);
-        limits.push_back(all_fit ? best.lower : -std::numeric_limits<T>::infinity());
-      }
+      Doubts<T>::settle(&doubts[0], r, 1, &best);
+    }
+    std::vector<int64_t> doubtful;
+    limits.clear();
+    for (const Doubts<T>& part : doubts) {
+      doubtful.insert(doubtful.end(), part.rows.begin(), part.rows.end());
+      limits.insert(limits.end(), part.limits.begin(), part.limits.end());
     }
     rows.swap(doubtful);
-    return all_fit;
+    return true;
   }
 
   template <class T>

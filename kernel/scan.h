@@ -32,6 +32,13 @@ struct Found {
   int64_t code;
 };
 
+// Takes what a scan leaves, a block of vectors at a time, while it is in the cache.
+template <class T>
+struct Sink {
+  void (*take)(void* to, int64_t first, int64_t count, const Found<T>* found);
+  void* to;
+};
+
 // The codes that a scan could not part, by the definition: the least sum in float64, and the lowest index that has it.
 struct Decided {
   double sum;
@@ -46,7 +53,7 @@ double sum_in_order(const S* z, const S* e, int64_t dim);
 template <class S, class T>
 struct Loops {
   // False where a code is too long for T (or not finite): then nothing that was found holds.
-  bool (*scan)(const Search<S, T>&, const Part&, Found<T>*);
+  bool (*scan)(const Search<S, T>&, const Part&, const Sink<T>&);
   // Every code that is not below the vector's limit is a candidate; with more than `most` the vector is given up.
   void (*collect)(const Search<S, T>&, const Part&, const T* limits, int64_t most, Decided*);
 };

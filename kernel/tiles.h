@@ -14,7 +14,9 @@
 namespace vqkit {
 namespace {
 
-constexpr int64_t ROW_BLOCK = 1 << 20, CODE_BLOCK = 1 << 17;  // bytes of packed vectors, and of packed codes
+// Bytes of packed vectors, and of packed codes. Each block of vectors packs all codes anew (but where these are one
+// block), so that it holds a thousand at least.
+constexpr int64_t ROW_BLOCK = 1 << 18, FEWEST_ROWS = 1024, CODE_BLOCK = 1 << 17;
 
 template <class T>
 struct Lanes;
@@ -52,7 +54,8 @@ class Tiles {
       : s(search),
         part(part),
         dim(search.dim),
-        block_rows(clamp(ROW_BLOCK / (dim * (int64_t)sizeof(T)), ROWS, part.row_end - part.row_begin)),
+        block_rows(
+            clamp(std::max(FEWEST_ROWS, ROW_BLOCK / (dim * (int64_t)sizeof(T))), ROWS, part.row_end - part.row_begin)),
         block_codes(clamp(CODE_BLOCK / (dim * (int64_t)sizeof(T)), CODES, part.code_end - part.code_begin)),
         rows(block_rows * dim),
         panels(block_codes * dim),
@@ -61,7 +64,8 @@ class Tiles {
         squares(block_rows),
         state(block_rows / LANES * 3) {}
 
-  bool scan(Found<T>* found) {
+  bool scan(const Sink<T>& sink) {
+    const Aligned<Found<T>> found(block_rows);
     bool fits = true;
     for (int64_t row = part.row_begin; row < part.row_end; row += block_rows) {
       const int64_t end = std::min(row + block_rows, part.row_end), tiles = (end - row + ROWS - 1) / ROWS;
@@ -75,7 +79,8 @@ class Tiles {
         const int64_t panels_here = pack_codes(code, row == part.row_begin, &fits);
         for (int64_t tile = 0; tile < tiles; tile++) score(tile, code, panels_here, kept + 6 * tile);
       }
-      for (int64_t r = row; r < end; r++) found[r] = finish(r - row);
+      for (int64_t r = 0; r < end - row; r++) found.data[r] = finish(r);
+      sink.take(sink.to, row, end - row, found.data);
     }
     return fits;
   }
@@ -237,13 +242,13 @@ class Tiles {
 
 // Short vectors leave no time to reload what a tile keeps: fewer codes at a time hold it in registers.
 template <class S, class T>
-bool scan(const Search<S, T>& search, const Part& part, Found<T>* found) {
-  return search.dim <= 16 ? Tiles<S, T, 4>(search, part).scan(found) : Tiles<S, T, 6>(search, part).scan(found);
+bool scan(const Search<S, T>& search, const Part& part, const Sink<T>& sink) {
+  return search.dim <= 8 ? Tiles<S, T, 4>(search, part).scan(sink) : Tiles<S, T, 6>(search, part).scan(sink);
 }
 
 template <class S, class T>
 void collect(const Search<S, T>& search, const Part& part, const T* limits, int64_t most, Decided* decided) {
-  if (search.dim <= 16)
+  if (search.dim <= 8)
     Tiles<S, T, 4>(search, part).collect(limits, most, decided);
   else
     Tiles<S, T, 6>(search, part).collect(limits, most, decided);
