@@ -8,6 +8,7 @@ knows nothing of Python and PyTorch: one build serves every version of both.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shlex
 import shutil
@@ -32,13 +33,15 @@ class NotBuilt(RuntimeError):
     """There is no compiler, or it refused."""
 
 
-def build(library: Path = LIBRARY, flags: Iterable[str] = (), compiler: str | None = None) -> Path:
+def build(library: Path | None = None, flags: Iterable[str] = (), compiler: str | None = None) -> Path:
     """Compiles with OpenMP, or, where the compiler has none, for one thread.
 
     Raises:
         NotBuilt: with the compiler's own words.
     """
-    command = shlex.split(compiler or os.environ.get("CXX") or _found())
+    library = library or LIBRARY
+    given = compiler or os.environ.get("CXX")
+    command = shlex.split(given) if given else [_found()]
     with tempfile.TemporaryDirectory() as objects:
         try:
             made = _compiled(command, Path(objects), (*flags, "-fopenmp"))
@@ -48,6 +51,11 @@ def build(library: Path = LIBRARY, flags: Iterable[str] = (), compiler: str | No
         shutil.copyfile(made, beside)
         os.replace(beside, library)
     return library
+
+
+def digest() -> str:
+    """Of the sources, which the library carries: ``vqkit_sources()``."""
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(KERNEL.iterdir()))).hexdigest()[:12]
 
 
 def _found() -> str:
@@ -62,7 +70,7 @@ def _compiled(command: list[str], objects: Path, flags: tuple[str, ...]) -> Path
     avx2 = target.lower().startswith(("x86_64", "amd64"))
 
     def one(name: str) -> str:
-        instructions = ["-DVQKIT_AVX2"] if avx2 else []
+        instructions = [f'-DVQKIT_SOURCES="{digest()}"', *(["-DVQKIT_AVX2"] if avx2 else [])]
         instructions += ["-mavx2", "-mfma"] if name == "avx2.cpp" else []
         made = str(objects / f"{name}.o")
         contract = f"-ffp-contract={CONTRACT.get(name, 'fast')}"
@@ -78,7 +86,7 @@ def _compiled(command: list[str], objects: Path, flags: tuple[str, ...]) -> Path
 
 def _run(command: list[str]) -> str:
     try:
-        done = subprocess.run(command, capture_output=True, text=True)
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace")
     except OSError as error:
         raise NotBuilt(f"{command[0]}: {error.strerror}") from None
     if done.returncode:
@@ -98,7 +106,8 @@ class Hook(BuildHookInterface):
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         try:
             build()
-        except NotBuilt as error:
+        except (NotBuilt, OSError) as error:
+            LIBRARY.unlink(missing_ok=True)  # of other sources
             self.app.display_warning(f"vqkit installs without its C++ search: {error}")
             return
         build_data["artifacts"].append(str(LIBRARY.relative_to(ROOT)))

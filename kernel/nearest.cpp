@@ -13,6 +13,7 @@
 //
 // This file is compiled without contraction: a fused multiply-add would round the definition's sum otherwise.
 #include <algorithm>
+#include <cfloat>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -26,6 +27,11 @@
 #ifdef __SSE2__
 #include <xmmintrin.h>
 #endif
+
+#ifdef __FAST_MATH__
+#error "-ffast-math would round otherwise than the bounds say, and make the whole process flush subnormal numbers"
+#endif
+static_assert(FLT_EVAL_METHOD == 0, "float and double must be rounded to themselves");
 
 namespace vqkit {
 
@@ -60,6 +66,13 @@ struct WithSubnormals {
   WithSubnormals() : kept(_mm_getcsr()) { _mm_setcsr(kept & ~0x8040u); }
   ~WithSubnormals() { _mm_setcsr(kept); }
   unsigned kept;
+#elif defined(__aarch64__)
+  WithSubnormals() {
+    asm volatile("mrs %0, fpcr" : "=r"(kept));
+    asm volatile("msr fpcr, %0" : : "r"(kept & ~(uint64_t(1) << 24)));
+  }
+  ~WithSubnormals() { asm volatile("msr fpcr, %0" : : "r"(kept)); }
+  uint64_t kept;
 #else
   WithSubnormals() {}
 #endif
@@ -129,13 +142,18 @@ class Nearest {
     const std::vector<T> centre = centre_of<S, T>(codebook, k, dim);
     const int64_t asked = rows.size();
     std::vector<T> limits;
-    bool fits = scan(loops, search(rows, centre), rows, limits);
+    Search<S, T> s = search(rows, centre);
+    bool fits = scan(loops, s, rows, limits);
     for (int64_t row : rows)
       if (!finite(z + row * dim, dim)) throw NOT_FINITE;
     if (!fits && !finite(codebook, k * dim)) throw NOT_FINITE;
-    if (4 * (int64_t)rows.size() > asked && codes.empty() && find_distinct())
-      fits = scan(loops, search(rows, centre), rows, limits);
-    if (fits || most_candidates > k) collect(loops, search(rows, centre), rows, limits, most_candidates);
+    if (4 * (int64_t)rows.size() > asked && codes.empty() && find_distinct()) {
+      s = search(rows, centre);
+      fits = scan(loops, s, rows, limits);
+    }
+    s.rows = rows.data();  // and the bounds that made the limits
+    s.n = rows.size();
+    if (fits || most_candidates > k) collect(loops, s, rows, limits, most_candidates);
   }
 
   template <class T>
@@ -178,7 +196,8 @@ class Nearest {
   template <class Work>
   void for_each(const std::vector<Part>& shares, const Work& work) const {
     bool without_memory = false;
-#pragma omp parallel for num_threads(threads) schedule(static, 1) if (shares.size() > 1) reduction(|| : without_memory)
+#pragma omp parallel for num_threads(std::min<int>(threads, shares.size())) schedule(static, 1) if (shares.size() > 1) \
+    reduction(|| : without_memory)
     for (int64_t i = 0; i < (int64_t)shares.size(); i++) {
       try {
         WithSubnormals guard;
@@ -319,7 +338,8 @@ template <>
 void Nearest<float>::run() {
   std::vector<int64_t> rows(n);
   for (int64_t r = 0; r < n; r++) rows[r] = r;
-  level(with.narrow, rows, MOST_CANDIDATES);
+  if (k <= std::numeric_limits<int32_t>::max() && dim < 1 << 20)  // what its lanes count to, and where its bound holds
+    level(with.narrow, rows, MOST_CANDIDATES);
   if (!rows.empty()) level(with.wide, rows, EVERY);
 }
 
@@ -355,6 +375,12 @@ int nearest(const char* instructions, int threads, const S* z, int64_t n, const 
 }  // namespace vqkit
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
+
+// Another number where a function takes other arguments; native.py asks for its own.
+EXPORT int vqkit_interface() { return 1; }
+
+// Of what this was built, as hatch_build.py counts it.
+EXPORT const char* vqkit_sources() { return VQKIT_SOURCES; }
 
 // The best instructions of this processor.
 EXPORT const char* vqkit_instructions() {

@@ -24,8 +24,9 @@ struct Part {
   int64_t row_begin, row_end, code_begin, code_end;
 };
 
-// What a scan leaves for each vector: the code of the highest score, the two numbers between which its true score lies,
-// and what no other code's exceeds. Where `lower > second` it is the nearest.
+// What a scan leaves for each vector: the code of the highest score, the two numbers between which its true score lies
+// (the first but for beta |x|^2, which all codes share), and what no other code's exceeds. Where `lower > second` it is
+// the nearest.
 template <class T>
 struct Found {
   T upper, lower, second;

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
 import platform
@@ -16,6 +17,7 @@ from pathlib import Path
 import hatch_build
 import pytest
 import torch
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import vqkit
 from tests.command import ENVIRONMENT
@@ -24,6 +26,7 @@ from tests.native.cases import Case, cases
 from tests.native.paths import library_paths, take, threads
 from tests.zoo import vectors
 from vqkit.functional import chunked, native, nearest_codes
+from vqkit.functional.quantize import quantize
 
 SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g1", "-O1")
 CROSS = ("aarch64-linux-gnu-g++", "qemu-aarch64")
@@ -297,6 +300,43 @@ def test_the_library_says_once_what_it_was_built_for(caplog: pytest.LogCaptureFi
     ]
 
 
+def test_the_library_is_of_these_sources() -> None:
+    """Otherwise the tests would be of other ones: `python hatch_build.py` builds it."""
+    library = ctypes.CDLL(str(hatch_build.LIBRARY))
+    library.vqkit_sources.restype = ctypes.c_char_p
+    assert library.vqkit_sources().decode() == hatch_build.digest()
+
+
+# --- where memory must not be read --------------------------------------------------------------------------------
+
+
+def test_a_default_device_changes_nothing() -> None:
+    z, codes = vectors(20, 3), vectors(7, 3, seed=1)
+    expected = nearest_codes(z, codes)
+    with torch.device("meta"):
+        assert torch.equal(nearest_codes(z, codes), expected)
+        z_q, indices, _ = vqkit.VectorQuantizer(3, 7, start=vqkit.Given(codes.numpy())).to_empty(device="cpu")(z)
+    assert z_q.device.type == indices.device.type == "cpu"
+
+
+def test_who_records_operations_sees_the_search() -> None:
+    z, codes = vectors(20, 3), vectors(7, 3, seed=1)
+    graph = make_fx(lambda z: nearest_codes(z, codes))(vectors(20, 3, seed=2))
+    assert torch.equal(graph(z), nearest_codes(z, codes))
+
+
+def test_indices_of_any_layout_name_the_same_codes() -> None:
+    z, codes, some = vectors(6, 3), vectors(9, 3, seed=1), torch.tensor([8, 0, 3, 3, 1, 7])
+    for indices in (some, torch.stack([some, some + 100], 1)[:, 0], some.int()):
+        assert torch.equal(quantize(z, codes, indices, vqkit.StraightThrough(), 0.25)[0], codes[some])
+
+
+def test_pytorch_counts_codes_beyond_what_float32_can() -> None:
+    codes = torch.zeros(2**24 + 8, 1)
+    codes[-3] = 1
+    assert chunked.nearest(torch.ones(1, 1), codes).tolist() == [2**24 + 5]
+
+
 # --- builds -------------------------------------------------------------------------------------------------------
 
 
@@ -314,8 +354,11 @@ def test_without_a_compiler_the_install_goes_on(tmp_path: Path, monkeypatch: pyt
 
         hook = hatch_build.Hook.__new__(hatch_build.Hook)
         monkeypatch.setattr(hatch_build.Hook, "app", App(), raising=False)
+        monkeypatch.setattr(hatch_build, "LIBRARY", tmp_path / "of-other-sources.so")
+        hatch_build.LIBRARY.touch()
         data: dict[str, object] = {"artifacts": []}
         hook.initialize("standard", data)
+        assert not hatch_build.LIBRARY.exists()
         assert data == {"artifacts": []}
         assert len(warnings) == 1 and said in warnings[0]
     monkeypatch.delenv("CXX")

@@ -71,14 +71,16 @@ def _bounded_scores(x_RD: Tensor, e_KD: Tensor, squares_K: Tensor) -> tuple[Tens
 def _score(x_ND: Tensor, e_KD: Tensor) -> tuple[Tensor, Tensor]:
     """The best code of each row, and the rows of which rounding leaves that in doubt (NaN and overflow among them)."""
     squares_K, rows = torch.linalg.vecdot(e_KD, e_KD), _chunk_rows(x_ND, len(e_KD))
-    codes_K = torch.arange(len(e_KD), dtype=x_ND.dtype, device=x_ND.device)
+    index_K = torch.arange(len(e_KD), device=x_ND.device)
+    digits_K2 = torch.stack([index_K // 4096, index_K % 4096], 1).to(x_ND.dtype)  # float32 counts to 2^24 alone
     found, settled = [], []
     for x_RD in x_ND.split(rows) if len(x_ND) > rows else (x_ND,):
         scores_RK, limit_R = _bounded_scores(x_RD, e_KD, squares_K)
         # 1 where a code may be the nearest, else 0. Of a single 1 the place is a product away; to have `min` find it,
         # which does not vectorize, takes ten times as long. In a row that is not finite no code is above the limit.
         near_RK = scores_RK.gt_(limit_R[:, None])
-        found.append((near_RK @ codes_K).to(torch.int64))
+        high_R, low_R = (near_RK @ digits_K2).to(torch.int64).unbind(1)
+        found.append(high_R * 4096 + low_R)
         settled.append(near_RK.sum(1) == 1)
     settled_N = settled[0] if len(settled) == 1 else torch.cat(settled)
     indices_N = found[0] if len(found) == 1 else torch.cat(found)

@@ -18,12 +18,14 @@ _log = logging.getLogger("vqkit")
 _POINTER, _SIZE = ctypes.c_void_p, ctypes.c_int64
 _SEARCH = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int, _POINTER, _SIZE, _POINTER, _SIZE, _SIZE, _POINTER)
 _SIGNATURES = {  # what each gives, and takes
+    "vqkit_interface": (ctypes.c_int,),
     "vqkit_instructions": (ctypes.c_char_p,),
     "vqkit_nearest_float": _SEARCH,
     "vqkit_nearest_double": _SEARCH,
     "vqkit_look_up": (ctypes.c_double, ctypes.c_int, *(_POINTER, _SIZE, _POINTER, _SIZE, _SIZE, *[_POINTER] * 3)),
     "vqkit_add_by_code": (None, ctypes.c_int, _POINTER, _SIZE, _SIZE, _POINTER, _SIZE, _POINTER, _POINTER),
 }
+_INTERFACE = 1  # as in kernel/nearest.cpp: another number, other arguments
 _NOT_FINITE, _NO_MEMORY = 1, 2
 _PLAIN = (Tensor, torch.nn.Parameter)
 
@@ -37,6 +39,8 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
             function.restype, function.argtypes = result, arguments
     except (OSError, AttributeError) as error:
         return None, str(error)
+    if found.vqkit_interface() != _INTERFACE:
+        return None, "it was built from other sources"
     return found, found.vqkit_instructions().decode()
 
 
@@ -66,7 +70,7 @@ def nearest(z_ND: Tensor, codebook_KD: Tensor, instructions: str) -> Tensor:
         NotFinite: a vector or a code is not.
     """
     z_ND, codebook_KD = (x.contiguous().resolve_neg() for x in (z_ND, codebook_KD))
-    indices_N = torch.empty(len(z_ND), dtype=torch.int64)
+    indices_N = z_ND.new_empty(len(z_ND), dtype=torch.int64)
     if _LIBRARY is None or not len(z_ND):
         return indices_N
     function = _LIBRARY.vqkit_nearest_double if z_ND.dtype == torch.float64 else _LIBRARY.vqkit_nearest_float
@@ -81,15 +85,21 @@ def nearest(z_ND: Tensor, codebook_KD: Tensor, instructions: str) -> Tensor:
     return indices_N
 
 
-def takes(*tensors: Tensor) -> bool:
+def is_watched() -> bool:
+    """Whether somebody traces or transforms the operations, who would not see what is done to memory from outside."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return True
+    return torch._C._are_functorch_transforms_active() or torch._C._len_torch_dispatch_stack() > 0
+
+
+def takes(indices_N: Tensor, *tensors: Tensor) -> bool:
     """Whether ``look_up`` and ``add_by_code`` may be called: eager, float32, in memory as the library reads it."""
-    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
-    return not traced and _LIBRARY is not None and all(map(_readable, tensors))
-
-
-def _readable(x: Tensor) -> bool:
-    stored = type(x) in _PLAIN and x.device.type == "cpu" and x.is_contiguous() and not x.is_neg()
-    return stored and x.dtype == torch.float32
+    if is_watched() or _LIBRARY is None:
+        return False
+    stored = (type(x) in _PLAIN and x.device.type == "cpu" and x.is_contiguous() for x in (indices_N, *tensors))
+    plain = (x.dtype == torch.float32 and not x.is_neg() for x in tensors)
+    fits = indices_N.dtype == torch.int64 and len(indices_N) * tensors[0].shape[-1] == tensors[0].numel()
+    return fits and all(stored) and all(plain)
 
 
 def look_up(z: Tensor, codebook_KD: Tensor, indices_N: Tensor) -> tuple[Tensor, Tensor, float]:

@@ -75,7 +75,8 @@ def _add_by_code(
     residual_ND: Tensor, indices_N: Tensor, counts_K: Tensor, sums_KD: Tensor, weights_N: Tensor | None = None
 ) -> None:
     """Adds how often each code was chosen, and its residuals, to what there is of ``counts_K`` and ``sums_KD``."""
-    if weights_N is None and not residual_ND.requires_grad and native.takes(residual_ND, counts_K, sums_KD):
+    differentiated = residual_ND.requires_grad and torch.is_grad_enabled()
+    if weights_N is None and not differentiated and native.takes(indices_N, residual_ND, counts_K, sums_KD):
         native.add_by_code(residual_ND, indices_N, counts_K, sums_KD)
         return
     if weights_N is None:
@@ -123,7 +124,7 @@ class _Quantize(torch.autograd.Function):
             ctx.scale = 1.0 / max(z_ND.numel(), 1)
         else:
             ctx.scale = 1.0 / (mask_N.sum() * z_ND.shape[1]).clamp(min=1).to(wide)
-        if mask_N is None and native.takes(z, codebook_KD):
+        if mask_N is None and native.takes(indices_N, z, codebook_KD):
             z_q, residual_ND, squares = native.look_up(z, codebook_KD, indices_N)
             mean = residual_ND.new_tensor(squares * ctx.scale)
         else:

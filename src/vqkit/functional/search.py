@@ -44,8 +44,7 @@ def nearest_codes(z: Float[Tensor, "... dim"], codebook: Float[Tensor, "codes di
 
 def search(z_ND: Tensor, codebook_KD: Tensor) -> Int[Tensor, " n"]:
     """``nearest_codes`` of detached tensors that were checked already."""
-    traced = torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active()
-    if traced or type(z_ND) is not Tensor or z_ND.is_meta:
+    if native.is_watched() or type(z_ND) is not Tensor or type(codebook_KD) is not Tensor or z_ND.is_meta:
         return torch.ops.vqkit.nearest_codes.default(z_ND, codebook_KD)
     return _nearest_codes(z_ND, codebook_KD)  # saves the dispatch, 24 us
 
