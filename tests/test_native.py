@@ -15,11 +15,13 @@ import warnings
 from pathlib import Path
 
 import hatch_build
+import numpy as np
 import pytest
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import vqkit
+from tests.absent import absent
 from tests.command import ENVIRONMENT
 from tests.native import driver
 from tests.native.cases import Case, cases
@@ -305,6 +307,30 @@ def test_the_library_is_of_these_sources() -> None:
     library = ctypes.CDLL(str(hatch_build.LIBRARY))
     library.vqkit_sources.restype = ctypes.c_char_p
     assert library.vqkit_sources().decode() == hatch_build.digest()
+
+
+@pytest.mark.parametrize("dim", [1, 15, 16, 17, 64])
+def test_what_a_step_does_with_every_vector(dim: int) -> None:
+    """In one pass what NumPy says in float64; 2,500 vectors are three blocks, 40 of the codes for two threads."""
+    if not library_paths():
+        absent("the C++ library is not built")
+    z, codes = vectors(2500, dim), vectors(40, dim, seed=1)
+    indices = torch.randint(40, (2500,), generator=torch.Generator().manual_seed(2))
+    residual = z.double().numpy() - codes.double().numpy()[indices]
+    sums, counts = np.zeros((40, dim)), np.bincount(indices, minlength=40)
+    np.add.at(sums, indices.numpy(), residual)
+    for count in (1, 2):
+        with threads(count):
+            z_q, found, squares = native.look_up(z, codes, indices)
+            counted, summed = torch.zeros(40), torch.zeros(40, dim)
+            native.add_by_code(found, indices, counted, summed)
+        assert torch.equal(z_q, codes[indices]) and torch.equal(found, z - codes[indices])
+        np.testing.assert_allclose(squares, np.square(residual).sum(), rtol=1e-6)
+        np.testing.assert_array_equal(counted.numpy(), counts)
+        np.testing.assert_allclose(summed.numpy(), sums, atol=1e-4)
+    for outside in (-1, 40):
+        with pytest.raises(IndexError, match=r"outside 0\.\.39"):
+            native.look_up(z[:1], codes, torch.tensor([outside]))
 
 
 # --- where memory must not be read --------------------------------------------------------------------------------

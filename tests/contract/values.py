@@ -16,6 +16,7 @@ from torch.profiler import ProfilerActivity, profile
 import vqkit
 from tests.contract.law import Law, draws, same_bits
 from tests.contract.state import tracing
+from tests.native.paths import threads
 from tests.zoo import Case, vectors
 from vqkit import reference
 from vqkit.functional import chunked, native
@@ -130,16 +131,6 @@ def law_02_nearest(case: Case) -> None:
 
 
 @contextmanager
-def _threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-@contextmanager
 def _in_chunks(scores: int) -> Iterator[None]:
     """The search in PyTorch, where the C++ library would be asked."""
     with mock.patch.object(native, "instructions", lambda: None), mock.patch.object(chunked, "_CHUNK_CPU", scores):
@@ -163,9 +154,9 @@ def law_03_invariance(case: Case) -> None:
                 with _in_chunks(size * 40):
                     others[f"chunk {size}"] = vq.encode(z)
                     others[f"chunk {size} in training"] = vq(z).indices
-            for threads in (1, 2):
-                with _threads(threads):
-                    others[f"threads {threads}"] = vq.encode(z)
+            for count in (1, 2):
+                with threads(count):
+                    others[f"threads {count}"] = vq.encode(z)
             for name, indices in others.items():
                 assert torch.equal(indices, whole), f"law 3: {name} changed {int((indices != whole).sum())} of 42 codes"
 
